@@ -1,0 +1,96 @@
+"""The SparkSession of a job or a test: our settings where the user has given none."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyspark import SparkContext
+from pyspark.sql import SparkSession
+
+# What each is for: docs of cxr_spark.delta and README, "Spark settings". A setting given on the
+# command line, in a properties file or in PYSPARK_SUBMIT_ARGS wins over these.
+SETTINGS = {
+    "spark.master": "local[*]",
+    "spark.driver.memory": "2g",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.compression.codec": "zstd",
+    "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
+    "spark.sql.shuffle.partitions": "8",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    "spark.executorEnv.OMP_NUM_THREADS": "1",
+}
+# In local mode nothing needs to be reached from another machine.
+LOOPBACK = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+GIBIBYTE = 1 << 30
+
+
+@contextmanager
+def spark_session(app_name: str) -> Iterator[SparkSession]:
+    """A session for the length of a block; stopped at its end only if it was started here.
+
+    Under spark-submit the JVM is there already and heap settings come too late: a heap that
+    isn't what the settings say is reported on stderr.
+    """
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        yield running
+        return
+    spark = _start(app_name)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def _start(app_name: str) -> SparkSession:
+    # Workers must run this interpreter, which has our packages, and one thread each.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        os.environ["PYSPARK_SUBMIT_ARGS"] = _submit_arguments()
+    # Starting the JVM first makes the settings that the user gave visible before ours are added.
+    SparkContext._ensure_initialized()
+    given = SparkContext._jvm.org.apache.spark.SparkConf()  # type: ignore[union-attr]
+    builder = SparkSession.builder.appName(app_name)
+    for name, value in _settings(given.get("spark.master", SETTINGS["spark.master"])).items():
+        if not given.contains(name):
+            builder = builder.config(name, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    _warn_of_heap(spark)
+    return spark
+
+
+def _settings(master: str) -> dict[str, str]:
+    return SETTINGS | LOOPBACK if master.startswith("local") else SETTINGS
+
+
+def _submit_arguments() -> str:
+    """Ours first: spark-submit lets the last setting of a name win."""
+    ours = " ".join(f"--conf {name}={value}" for name, value in SETTINGS.items())
+    theirs = os.environ.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell")
+    return f"{ours} {theirs}"
+
+
+def _warn_of_heap(spark: SparkSession) -> None:
+    context = spark.sparkContext
+    asked = context._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsBytes(  # type: ignore[union-attr]
+        context.getConf().get("spark.driver.memory", "1g")
+    )
+    heap = context._jvm.java.lang.Runtime.getRuntime().maxMemory()  # type: ignore[union-attr]
+    # maxMemory leaves out one survivor space, so a right heap reads up to a tenth low.
+    if heap < 0.85 * asked:
+        print(
+            f"warning: the driver's heap is {heap / GIBIBYTE:.1f} GiB while spark.driver.memory says "
+            f"{asked / GIBIBYTE:.1f}: set in code it comes too late. Start with spark-submit "
+            "--driver-memory or --properties-file conf/spark-defaults.conf",
+            file=sys.stderr,
+        )

@@ -1,0 +1,182 @@
+"""The warehouse: names, schemas and layout of its tables, and which versions are published."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from cxr_spark import delta
+from cxr_spark.delta import DataFile, DeltaError, NoSuchTable, NoSuchVersion, Staged
+
+TABLES = (
+    "images_raw",
+    "pixels",
+    "images",
+    "rejects",
+    "predictions",
+    "metrics",
+    "models",
+    "runs",
+)
+# Delta has no commit over several tables: these are read at the versions that the last finished
+# curate run names in its runs row, which it commits last.
+PUBLISHED = ("images_raw", "images", "rejects")
+IMAGE_FILE_BYTES = 8 << 20
+
+
+class NothingPublished(DeltaError):
+    """No curate run has finished in this warehouse."""
+
+
+class Contract(NamedTuple):
+    """What schemas/<table>.json says of a table."""
+
+    schema: T.StructType
+    key: tuple[str, ...]
+    partition_by: tuple[str, ...]
+    description: str
+
+
+@cache
+def contract(name: str) -> Contract:
+    """The contract of a table, read from the packaged schemas."""
+    text = resources.files("cxr_spark.schemas").joinpath(f"{name}.json").read_text("utf-8")
+    content = json.loads(text)
+    return Contract(
+        T.StructType.fromJson(content),
+        tuple(content["key"]),
+        tuple(content["partition_by"]),
+        content["description"],
+    )
+
+
+def schema(name: str) -> T.StructType:
+    """The columns of a table."""
+    return contract(name).schema
+
+
+class Warehouse:
+    """A folder of Delta tables."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    def path(self, name: str) -> str:
+        """The folder of a table."""
+        return str(self.root / name)
+
+    def exists(self, name: str) -> bool:
+        """Whether the table has a first version."""
+        return delta.version(self.path(name)) is not None
+
+    def version(self, name: str) -> int | None:
+        """The newest version of a table; None where there is no table."""
+        return delta.version(self.path(name))
+
+    def files(self, name: str, version: int | None = None) -> list[DataFile]:
+        """The Parquet files of one version, with their row counts and partition values."""
+        return delta.data_files(self.path(name), version)
+
+    def read(self, spark: SparkSession, name: str, version: int | None = None) -> DataFrame:
+        """A table at a version; without one, at the version that `current` gives."""
+        at = self.current(name) if version is None else version
+        return delta.read(spark, self.path(name), schema(name), at)
+
+    def current(self, name: str) -> int:
+        """The version that readers see: the published one, or the newest of an unpublished table.
+
+        Raises:
+            NothingPublished: curate has not finished yet.
+            NoSuchTable: no job has written the table yet.
+        """
+        if name in PUBLISHED:
+            published = self.published()
+            if name not in published:
+                raise NothingPublished(
+                    f"{self.root}: no finished curate run is recorded there; run jobs/curate.py first"
+                )
+            return published[name]
+        newest = self.version(name)
+        if newest is None:
+            raise NoSuchTable(f"{self.path(name)}: this table has not been written yet")
+        return newest
+
+    def published(self) -> dict[str, int]:
+        """Versions named by the last finished curate run; empty where there is none."""
+        runs = self._curate_runs()
+        return runs[-1]["versions_written"] if runs else {}
+
+    def published_with(self, images_version: int) -> dict[str, int]:
+        """Versions named by the first curate run that published this version of images.
+
+        Raises:
+            NoSuchVersion: no finished run published it.
+        """
+        for run in self._curate_runs():
+            if run["versions_written"].get("images") == images_version:
+                return run["versions_written"]
+        known = sorted({run["versions_written"]["images"] for run in self._curate_runs()})
+        raise NoSuchVersion(
+            f"{self.root}: version {images_version} of images was never published; published: {known}"
+        )
+
+    def _curate_runs(self) -> list[dict[str, Any]]:
+        if not self.exists("runs"):
+            return []
+        columns = ("job", "status", "finished_at", "versions_written")
+        runs = delta.read_rows(self.path("runs"), columns)
+        finished = [r for r in runs if r["job"] == "curate" and r["status"] == "finished"]
+        return sorted(finished, key=lambda run: run["finished_at"])
+
+    def stage(self, name: str, frame: DataFrame, *, max_records_per_file: int = 0) -> Staged:
+        """Write a frame's files under a table; `commit` makes them its next version."""
+        table = contract(name)
+        return delta.stage(
+            frame,
+            self.path(name),
+            table.schema,
+            partition_by=table.partition_by,
+            key=table.key,
+            max_records_per_file=max_records_per_file,
+        )
+
+    def append(self, name: str, frame: DataFrame, run_id: str) -> int:
+        """Append a frame in one commit; the new version."""
+        return delta.commit(self.stage(name, frame), run_id=run_id)
+
+    def append_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Append a few rows from the driver in one commit; the new version. Rows carry run_id."""
+        table = contract(name)
+        staged = delta.stage_rows(
+            rows, self.path(name), table.schema, partition_by=table.partition_by
+        )
+        return delta.commit(staged, run_id=str(rows[0]["run_id"]))
+
+
+def rows_per_file(image_size: int) -> int:
+    """Rows of `images` that make a file of about 8 MB, the unit that readers share out."""
+    return max(1, IMAGE_FILE_BYTES // (image_size * image_size))
+
+
+def decoded_pixels(spark: SparkSession, warehouse: Warehouse, preprocessing: str) -> DataFrame:
+    """The rows of pixels with this preprocessing; select columns, as the pixels are large."""
+    if not warehouse.exists("pixels"):
+        return spark.createDataFrame([], schema("pixels"))
+    return warehouse.read(spark, "pixels").where(F.col("preprocessing") == preprocessing)
+
+
+def same_rows(left: DataFrame, right: DataFrame, *, key: str, ignoring: Sequence[str] = ()) -> bool:
+    """Whether two frames with the same columns hold the same rows, each found by its key."""
+    compared = [name for name in left.columns if name not in ignoring]
+    ours, theirs = (
+        frame.select(F.col(key).alias("key"), F.struct(*compared).alias(side))
+        for frame, side in ((left, "ours"), (right, "theirs"))
+    )
+    both = ours.join(theirs, on="key", how="full_outer")
+    return both.where(~F.col("ours").eqNullSafe(F.col("theirs"))).isEmpty()

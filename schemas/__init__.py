@@ -1,0 +1,1 @@
+"""Contracts of the tables: one StructType JSON a table, one expectation suite a table."""

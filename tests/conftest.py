@@ -1,0 +1,125 @@
+"""What all tests share: one Spark session, one tiny sample, one warehouse that every job has run on."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from pyspark.sql import SparkSession
+
+from cxr_spark.session import spark_session
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+SOURCES = ("nih", "covid", "pneumonia", "tuberculosis")
+
+os.environ.setdefault(
+    "PYSPARK_SUBMIT_ARGS",
+    "--master local[2] --driver-memory 2g --conf spark.sql.shuffle.partitions=2 pyspark-shell",
+)
+
+
+class Finished(NamedTuple):
+    """A job's process after its end: exit code, summary (last line of stdout), both streams."""
+
+    exit_code: int
+    summary: dict[str, Any]
+    stdout: str
+    stderr: str
+
+
+def run_job(name: str, *arguments: object, env: dict[str, str] | None = None) -> Finished:
+    """Run jobs/<name>.py in a process of its own, as a user does."""
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "jobs" / f"{name}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | (env or {}),
+        timeout=600,
+    )
+    lines = done.stdout.strip().splitlines()
+    try:
+        summary = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:
+        summary = {}
+    return Finished(done.returncode, summary, done.stdout, done.stderr)
+
+
+def finished(name: str, *arguments: object) -> dict[str, Any]:
+    """The summary of a job that must succeed."""
+    done = run_job(name, *arguments)
+    assert done.exit_code == 0, f"{name} failed:\n{done.stderr[-4000:]}"
+    return done.summary
+
+
+class Chain(NamedTuple):
+    """The tiny warehouse after curate, train, score and evaluate, and their summaries."""
+
+    sources: Path
+    warehouse: Path
+    models: Path
+    report: Path
+    curate: dict[str, Any]
+    train: dict[str, Any]
+    score: dict[str, Any]
+    evaluate: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """The session of all tests."""
+    with spark_session("cxr_spark tests") as session:
+        yield session
+
+
+@pytest.fixture(scope="session", name="run_job")
+def run_job_fixture() -> Callable[..., Finished]:
+    """Runs a job in a process of its own."""
+    return run_job
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four sources, drawn: eight images a class that curation keeps, and every trap."""
+    out = tmp_path_factory.mktemp("sample") / "sources"
+    finished("sample", "--out", out, "--images-per-class", 8)
+    return out
+
+
+def source_options(folder: Path) -> list[str]:
+    """The options of curate for the four sources below a folder."""
+    return [part for name in SOURCES for part in (f"--{name}", str(folder / name))]
+
+
+@pytest.fixture(scope="session")
+def curated(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The warehouse of `chain` and the summary of its curate run."""
+    warehouse = tmp_path_factory.mktemp("chain") / "warehouse"
+    options = source_options(sources)
+    return warehouse, finished("curate", "--warehouse", warehouse, *options, "--image-size", 64)
+
+
+@pytest.fixture(scope="session")
+def chain(curated: tuple[Path, dict[str, Any]], sources: Path) -> Chain:
+    """The tiny warehouse that every job has run on once. Tests read it and leave it as it is."""
+    warehouse, curate = curated
+    models, report = warehouse.parent / "models", warehouse.parent / "report.html"
+    on = ("--warehouse", warehouse)
+    train = finished(
+        "train", *on, "--models", models, "--epochs", 1, "--batch-size", 16, "--workers", 2
+    )
+    score = finished("score", *on, "--model", train["model"], "--split", "all")
+    evaluate = finished("evaluate", *on, "--report", report)
+    return Chain(sources, warehouse, models, report, curate, train, score, evaluate)
+
+
+@pytest.fixture(scope="session")
+def real_sources() -> Path:
+    """Real images in the layouts of the sources; tests that read them are skipped without."""
+    if not (SHARED_DATA / "nih").is_dir():
+        pytest.skip(f"no real images at {SHARED_DATA}")
+    return SHARED_DATA
