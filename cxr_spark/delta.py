@@ -143,14 +143,12 @@ def read_rows(
     """Rows of a small table on the driver, without Spark; partition columns are not given."""
     rows: list[dict[str, Any]] = []
     for file in data_files(table, at_version):
-        for row in pq.ParquetFile(file.path).read(columns=list(columns)).to_pylist():
+        content = pq.ParquetFile(file.path).read(columns=list(columns))
+        maps = [field.name for field in content.schema if pa.types.is_map(field.type)]
+        for row in content.to_pylist():
             # pyarrow gives a map as a list of pairs.
-            rows.append({k: dict(v) if _is_pairs(v) else v for k, v in row.items()})
+            rows.append(row | {name: dict(row[name]) for name in maps if row[name] is not None})
     return rows
-
-
-def _is_pairs(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], tuple)
 
 
 def _read_files(spark: SparkSession, files: Iterable[DataFile], schema: T.StructType) -> DataFrame:

@@ -22,6 +22,8 @@ FILES_PER_TASK = 16
 OUTPUT_BATCH_BYTES = 16 << 20
 # An image_id with this size and time is the same file as when it was read.
 SAME_FILE = ("image_id", "size_bytes", "modified_at")
+# Refused by their size, so their content has no hash; other unread files are tried each time.
+UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
 FACTS = ("format", "width", "height", "mode", "bits", "pixel_sha256", "perceptual_hash")
 
 
@@ -113,15 +115,16 @@ def _known_contents(
 ) -> DataFrame:
     """Files whose content needs no decoding: those of images_raw, and what a killed run left."""
     decoded = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint())
-    contents = decoded.select("content_sha256")
-    published_files = published.select(*SAME_FILE, "content_sha256")
-    files = published_files.join(contents, on="content_sha256", how="left_semi").unionByName(
-        decoded.select(*SAME_FILE, "content_sha256")
-    )
     nothing = F.lit(None).cast("string")
-    return files.dropDuplicates(list(SAME_FILE)).select(
+    left = decoded.select(
         *SAME_FILE, "content_sha256", nothing.alias("reason"), nothing.alias("detail")
     )
+    contents = decoded.select("content_sha256")
+    read = published.join(contents, on="content_sha256", how="left_semi").select(
+        *SAME_FILE, "content_sha256", nothing.alias("reason"), nothing.alias("detail")
+    )
+    unread = published.where(F.col("reason").isin(*UNREAD_UNTIL_CHANGED)).select(*left.columns)
+    return left.unionByName(read).unionByName(unread).dropDuplicates(list(SAME_FILE))
 
 
 def _pending(files: DataFrame, known: DataFrame) -> pa.Table:
@@ -191,7 +194,10 @@ def _commit_piece(
     )
     new = contents.where("content_sha256 IS NOT NULL").dropDuplicates(["content_sha256"])
     new = new.join(there, on="content_sha256", how="left_anti").select("image_id").persist()
-    if new.count() < staged.num_rows:
+    new_rows = new.count()
+    if new_rows == 0:
+        return contents
+    if new_rows < staged.num_rows:
         fresh = written.join(F.broadcast(new), on="image_id", how="left_semi")
         staged = delta.stage(fresh, path, contract.schema, key=contract.key)
     run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id)

@@ -155,7 +155,7 @@ def start(
             run.status, error = _outcome(raised)
         finished_at = datetime.now(UTC)
         if records and run.status not in UNRECORDED:
-            run.status, error = _record(run, options, error, finished_at)
+            run.status, error = record(run, options, error, finished_at)
         run.release()
         if not (prints_result and run.status == "finished"):
             summary = _summary(run, error, finished_at)
@@ -201,7 +201,7 @@ def _outcome(raised: BaseException) -> tuple[str, str]:
     return status, message
 
 
-def _record(
+def record(
     run: Run, options: argparse.Namespace, error: str, finished_at: datetime
 ) -> tuple[str, str]:
     """Commit the runs row, the last commit of a run; status and message afterwards."""

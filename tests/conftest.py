@@ -1,4 +1,4 @@
-"""What all tests share: one Spark session, one tiny sample, one warehouse that every job has run on."""
+"""What all tests share: a Spark session, a tiny sample, a warehouse that every job has run on."""
 
 import json
 import os
@@ -17,9 +17,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 SOURCES = ("nih", "covid", "pneumonia", "tuberculosis")
 
-os.environ.setdefault(
-    "PYSPARK_SUBMIT_ARGS",
-    "--master local[2] --driver-memory 2g --conf spark.sql.shuffle.partitions=2 pyspark-shell",
+# On tables of a few rows Spark spends its time on compiling code; these settings are for that.
+SMALL_SPARK = {
+    "spark.master": "local[2]",
+    "spark.driver.memory": "2g",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+}
+os.environ["PYSPARK_SUBMIT_ARGS"] = (
+    " ".join(f"--conf {name}={value}" for name, value in SMALL_SPARK.items()) + " pyspark-shell"
 )
 
 

@@ -1,0 +1,187 @@
+"""Delta tables on disk: what is written comes back, at every version, in every reader."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow.dataset as ds
+import pytest
+from pyspark.sql import Row, SparkSession
+from pyspark.sql import types as T
+
+from cxr_spark import delta
+
+SCHEMA = T.StructType.fromJson(
+    {
+        "type": "struct",
+        "fields": [
+            {"name": name, "type": kind, "nullable": True, "metadata": {}}
+            for name, kind in [
+                ("key", "string"),
+                ("at", "timestamp"),
+                ("words", {"type": "array", "elementType": "string", "containsNull": True}),
+                (
+                    "numbers",
+                    {
+                        "type": "map",
+                        "keyType": "string",
+                        "valueType": "long",
+                        "valueContainsNull": True,
+                    },
+                ),
+                ("blob", "binary"),
+                ("part", "string"),
+                ("value", "double"),
+            ]
+        ],
+    }
+)
+PARTS = ["a:b", "a b", "train", "x/y", "%41", "é=1", None]
+ROWS = [
+    Row(
+        key=f"k{i}",
+        at=datetime(2026, 1, 1, 1, 2, 3, 456789),
+        words=["w", None],
+        numbers={"n": i},
+        blob=bytes([i, 0, 255]),
+        part=part,
+        value=i / 3,
+    )
+    for i, part in enumerate(PARTS)
+]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """A folder whose name Spark's globbing and URL encoding would stumble over."""
+    return str(tmp_path / "a [1] é" / "table")
+
+
+def _written(spark: SparkSession, table: str, rows: list[Row], mode: str = "append") -> int:
+    frame = spark.createDataFrame(rows, SCHEMA)
+    staged = delta.stage(frame, table, SCHEMA, partition_by=["part"], key=["key"])
+    return delta.commit(staged, run_id="r", mode=mode)
+
+
+def test_every_type_and_every_partition_value_comes_back(spark: SparkSession, table: str) -> None:
+    assert _written(spark, table, ROWS) == 0
+    assert sorted(delta.read(spark, table, SCHEMA).collect()) == sorted(ROWS)
+
+
+def test_rows_from_the_driver_join_rows_from_spark(spark: SparkSession, table: str) -> None:
+    _written(spark, table, ROWS[:2])
+    extra = {"key": "d", "at": datetime(2026, 5, 1, tzinfo=UTC), "numbers": {"z": 2}, "part": "a:b"}
+    staged = delta.stage_rows([extra], table, SCHEMA, partition_by=["part"])
+    assert delta.commit(staged, run_id="r") == 1
+    row = delta.read(spark, table, SCHEMA).where("key = 'd'").collect()[0]
+    assert (row.at, row.numbers, row.part, row.value) == (
+        datetime(2026, 5, 1),
+        {"z": 2},
+        "a:b",
+        None,
+    )
+    assert {r["key"]: r["numbers"] for r in delta.read_rows(table, ["key", "numbers"])} == {
+        "k0": {"n": 0},
+        "k1": {"n": 1},
+        "d": {"z": 2},
+    }
+
+
+def test_an_older_version_stays_as_it_was(spark: SparkSession, table: str) -> None:
+    _written(spark, table, ROWS[:2])
+    _written(spark, table, ROWS[2:4])
+    assert _written(spark, table, ROWS[4:5], mode="overwrite") == 2
+    counts = [delta.read(spark, table, SCHEMA, version).count() for version in (0, 1, 2)]
+    assert counts == [2, 4, 1]
+
+
+def test_staged_files_are_nobodys_until_the_commit(spark: SparkSession, table: str) -> None:
+    _written(spark, table, ROWS[:1])
+    frame = spark.createDataFrame(ROWS[1:], SCHEMA)
+    staged = delta.stage(frame, table, SCHEMA, partition_by=["part"])
+    assert delta.read(spark, table, SCHEMA).count() == 1
+    assert delta.read_staged(spark, staged).count() == len(ROWS) - 1
+
+
+def test_a_frame_that_differs_is_refused_with_the_columns_that_differ(
+    spark: SparkSession, table: str
+) -> None:
+    frame = spark.createDataFrame(ROWS, SCHEMA).drop("value").selectExpr("*", "1 AS odd")
+    frame = frame.withColumn("key", frame.key.cast("binary"))
+    with pytest.raises(delta.SchemaMismatch) as refused:
+        delta.stage(frame, table, SCHEMA)
+    message = str(refused.value)
+    assert "value is missing" in message
+    assert "odd is unknown" in message
+    assert "key is binary, not string" in message
+    assert not Path(table).exists()
+
+
+def test_a_table_of_another_schema_is_refused_at_the_commit(
+    spark: SparkSession, table: str
+) -> None:
+    _written(spark, table, ROWS[:1])
+    narrower = T.StructType(SCHEMA.fields[:1])
+    staged = delta.stage_rows([{"key": "x"}], table, narrower)
+    with pytest.raises(delta.SchemaMismatch, match="value"):
+        delta.commit(staged, run_id="r")
+    assert delta.version(table) == 0
+
+
+def test_a_null_key_is_refused(spark: SparkSession, table: str) -> None:
+    frame = spark.createDataFrame([ROWS[0].asDict() | {"key": None}], SCHEMA)
+    with pytest.raises(delta.DeltaError, match="key"):
+        delta.stage(frame, table, SCHEMA, key=["key"])
+
+
+def test_missing_tables_and_versions_are_named(spark: SparkSession, table: str) -> None:
+    with pytest.raises(delta.NoSuchTable, match="no Delta table"):
+        delta.data_files(table)
+    _written(spark, table, ROWS[:1])
+    with pytest.raises(delta.NoSuchVersion, match="newest is 0"):
+        delta.data_files(table, 7)
+    assert delta.version(str(Path(table).parent)) is None
+
+
+def test_a_root_that_delta_cannot_hold_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.createDataFrame(ROWS, SCHEMA)
+    with pytest.raises(delta.DeltaError, match="%"):
+        delta.stage(frame, str(tmp_path / "a%41"), SCHEMA)
+
+
+def test_tables_that_file_lists_would_misread_are_refused(spark: SparkSession, table: str) -> None:
+    _written(spark, table, ROWS[:1])
+    protocol = {
+        "minReaderVersion": 3,
+        "minWriterVersion": 7,
+        "readerFeatures": ["deletionVectors"],
+        "writerFeatures": ["deletionVectors"],
+    }
+    log = Path(table) / "_delta_log" / f"{1:020}.json"
+    log.write_text(json.dumps({"protocol": protocol}))
+    with pytest.raises(delta.DeltaError, match=r"(?i)deletion"):
+        delta.data_files(table)
+
+
+def test_statistics_bound_every_value(spark: SparkSession, table: str) -> None:
+    long_key = "é" * 40
+    rows = [ROWS[2].asDict() | {"key": key} for key in ("a", long_key)]
+    frame = spark.createDataFrame(rows, SCHEMA).coalesce(1)
+    (add,) = delta.stage(frame, table, SCHEMA, partition_by=["part"]).adds
+    stats = json.loads(add.stats)
+    assert stats["numRecords"] == 2
+    assert stats["minValues"]["key"] == "a"
+    assert stats["maxValues"]["key"] > long_key
+    assert stats["minValues"]["at"] == "2026-01-01T01:02:03.456Z"
+    assert stats["maxValues"]["at"] == "2026-01-01T01:02:03.457Z"
+    assert "blob" not in stats["minValues"]
+
+
+def test_paths_in_the_log_are_encoded_as_the_protocol_says(spark: SparkSession, table: str) -> None:
+    _written(spark, table, [ROWS[0]])
+    log = (Path(table) / "_delta_log" / f"{0:020}.json").read_text()
+    (path,) = [json.loads(line)["add"]["path"] for line in log.splitlines() if '"add"' in line]
+    (file,) = delta.data_files(table)
+    assert path == quote(str(Path(file.path).relative_to(table)), safe="/=-_.")
+    assert ds.dataset(file.path).count_rows() == file.num_rows == 1

@@ -1,0 +1,162 @@
+"""The contract of all jobs: one summary line, one exit code, one runs row, one lock."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxr_spark import delta, job
+from cxr_spark.tables import Warehouse
+
+SCRIPT = """
+import sys, time
+from cxr_spark import job
+from cxr_spark.expectations import AuditRefused, Failure
+
+def main(options, run):
+    print("noise on stdout")
+    if options.lock:
+        run.lock(options.warehouse, "toy")
+    run.counts["things"] = 3
+    run.versions_written["images"] = 7
+    exec(options.do)
+
+options = job.parser("toy", "A toy.")
+options.add_argument("--warehouse", required=True)
+options.add_argument("--do", default="pass")
+options.add_argument("--lock", action="store_true")
+job.start("toy", options, main, **{arguments})
+"""
+
+
+def start(tmp_path: Path, *options: str, arguments: str = "{}") -> subprocess.Popen[str]:
+    script = tmp_path / "toy.py"
+    script.write_text(SCRIPT.replace("{arguments}", arguments))
+    command = [sys.executable, str(script), *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str, str]:
+    stdout, stderr = process.communicate(timeout=60)
+    lines = stdout.splitlines()
+    return process.returncode, json.loads(lines[-1]) if lines else {}, stdout, stderr
+
+
+def runs(warehouse: Path) -> list[dict[str, Any]]:
+    table = Warehouse(warehouse).path("runs")
+    columns = ["job", "status", "exit_code", "counts", "versions_written", "error", "arguments"]
+    return delta.read_rows(table, columns) if delta.version(table) is not None else []
+
+
+@pytest.mark.parametrize(
+    ("do", "exit_code", "status", "words"),
+    [
+        ("pass", 0, "finished", ""),
+        ("raise job.Stopped('stopped by SIGTERM')", 0, "stopped", "SIGTERM"),
+        ("raise KeyError('a bug')", 1, "failed", "KeyError"),
+        ("raise ValueError('from a library')", 1, "failed", "from a library"),
+        ("raise job.InputError('no such thing')", 2, "invalid", "no such thing"),
+        ("raise AuditRefused([Failure('t', 'e', 'critical', [])])", 3, "refused", "audit refused"),
+        ("raise job.Busy('taken')", 5, "busy", "taken"),
+    ],
+)
+def test_every_end_has_its_exit_code_its_summary_and_its_row(
+    tmp_path: Path, do: str, exit_code: int, status: str, words: str
+) -> None:
+    warehouse = tmp_path / "w"
+    code, summary, stdout, stderr = ended(
+        start(tmp_path, "--warehouse", str(warehouse), "--do", do)
+    )
+    assert code == summary["exit_code"] == exit_code
+    assert summary["status"] == status
+    assert summary["job"] == "toy"
+    assert summary["counts"] == {"things": 3}
+    assert {"run_id", "seconds", "versions", "outputs"} <= summary.keys()
+    assert len(stdout.splitlines()) == 1
+    assert "noise on stdout" in stderr
+    assert words in stderr
+    if status in ("invalid", "busy"):
+        assert not warehouse.exists()
+        return
+    (row,) = runs(warehouse)
+    assert (row["status"], row["exit_code"]) == (status, exit_code)
+    # Only what finished is published.
+    assert row["versions_written"] == ({"images": 7} if status == "finished" else {})
+    assert row["arguments"]["do"] == do
+
+
+def test_bad_arguments_end_with_one_line_and_the_summary(tmp_path: Path) -> None:
+    code, summary, _, stderr = ended(start(tmp_path, "--wrong"))
+    assert (code, summary["status"]) == (2, "invalid")
+    assert "required: --warehouse" in summary["error"]
+    assert len(stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "toy.py"]
+
+
+def test_a_job_that_prints_its_result_adds_a_summary_only_when_it_fails(tmp_path: Path) -> None:
+    arguments = '{"records": False, "prints_result": True}'
+    options = ["--warehouse", str(tmp_path / "w"), "--do"]
+    code, _, stdout, _ = ended_raw(start(tmp_path, *options, "print('42')", arguments=arguments))
+    assert (code, stdout) == (0, "noise on stdout\n42\n")
+    failing = start(tmp_path, *options, "raise job.InputError('no')", arguments=arguments)
+    code, summary, _, _ = ended(failing)
+    assert (code, summary["exit_code"]) == (2, 2)
+
+
+def ended_raw(process: subprocess.Popen[str]) -> tuple[int, None, str, str]:
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, None, stdout, stderr
+
+
+def _wait_for(path: Path) -> None:
+    until = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def test_sigterm_stops_cleanly_with_exit_0(tmp_path: Path) -> None:
+    wait = f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)"
+    process = start(tmp_path, "--warehouse", str(tmp_path / "w"), "--do", wait)
+    _wait_for(tmp_path / "ready")
+    process.send_signal(signal.SIGTERM)
+    code, summary, _, _ = ended(process)
+    assert (code, summary["status"]) == (0, "stopped")
+    assert [row["status"] for row in runs(tmp_path / "w")] == ["stopped"]
+
+
+def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
+    warehouse = str(tmp_path / "w")
+    wait = f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)"
+    holder = start(tmp_path, "--warehouse", warehouse, "--lock", "--do", wait)
+    _wait_for(tmp_path / "ready")
+    code, summary, _, stderr = ended(start(tmp_path, "--warehouse", warehouse, "--lock"))
+    assert (code, summary["status"]) == (5, "busy")
+    assert "toy-" in stderr  # who holds it
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    assert ended(start(tmp_path, "--warehouse", warehouse, "--lock"))[0] == 0
+
+
+def test_progress_tells_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = job.Run("toy")
+    run.progress(0, 100, "files")
+    for second in (1.0, 2.5, 3.0, 10.0):
+        now[0] = second
+        run.progress(int(second * 10), 100, "files")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "[toy] 25 of 100 files, 10.0 files/s, 8 s left",
+        "[toy] 100 of 100 files, 10.0 files/s",
+    ]
