@@ -1,4 +1,4 @@
-"""images_raw and pixels to images and rejects: labels, copies, groups, splits, audit, publication."""
+"""images_raw and pixels to images and rejects: labels, copies, groups, splits, audit, commits."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from cxr_spark import delta, expectations, tables
+from cxr_spark import delta, expectations, staging, tables
 from cxr_spark.duplicates import mark_copies
 from cxr_spark.images import Preprocessing
 from cxr_spark.labels import CLASSES, FINDINGS, LABEL_INDEX, SELECTED
@@ -39,7 +39,7 @@ class Change(NamedTuple):
     """A table as it will be, without pixels; `staged` are the files to commit, if it changes."""
 
     rows: DataFrame
-    staged: delta.Staged | None = None
+    staged: staging.Staged | None = None
     mode: str = "overwrite"
 
 
@@ -191,7 +191,7 @@ def curate(
         "images": _change_images(spark, warehouse, curated.images, preprocessing),
         "rejects": _change_rejects(spark, warehouse, curated.rejects, run),
     }
-    staged = {name: change for name, change in changes.items() if change.staged is not None}
+    staged = {name: change.staged for name, change in changes.items() if change.staged is not None}
     ledger = _ledger(*(change.rows for change in changes.values())).persist()
     _count(ledger, changes["images"].rows, changes["rejects"].rows, run)
     if staged:
@@ -200,8 +200,8 @@ def curate(
         laws = {"images": _laws(rows["images"]), "ledger": ledger}
         expectations.audit(rows | laws, run)
     published = {name: warehouse.current(name) for name in changes if name not in staged}
-    for name, change in staged.items():
-        published[name] = delta.commit(change.staged, run_id=run.run_id, mode=change.mode)
+    for name, files in staged.items():
+        published[name] = delta.commit(files, run_id=run.run_id, mode=changes[name].mode)
     run.versions_written.update(published)
 
 
@@ -283,7 +283,7 @@ def _ledger(images_raw: DataFrame, images: DataFrame, rejects: DataFrame) -> Dat
 
 
 def _laws(images: DataFrame) -> DataFrame:
-    """The images with what the suite asks of rows together: how often keys occur, splits a group."""
+    """The images with what the suite asks of rows together: repeats of keys, splits of a group."""
 
     def rows_with_same(column: str) -> Column:
         return F.count("*").over(Window.partitionBy(column))

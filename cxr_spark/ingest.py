@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import delta, tables
+from cxr_spark import delta, staging, tables
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.sources import ListedFile, list_source
 from cxr_spark.tables import Warehouse
@@ -43,7 +43,7 @@ class Ingested(NamedTuple):
     """Every file of every source with its facts; `staged` waits for its commit if it changed."""
 
     images_raw: DataFrame
-    staged: delta.Staged | None
+    staged: staging.Staged | None
 
 
 def list_sources(folders: Mapping[str, str | Path]) -> list[ListedFile]:
@@ -186,7 +186,7 @@ def _commit_piece(
         F.lit(run.run_id).alias("run_id"),
     )
     path, contract = warehouse.path("pixels"), tables.contract("pixels")
-    staged = delta.stage(rows, path, contract.schema)
+    staged = staging.stage(rows, path, contract.schema)
     written = delta.read_staged(spark, staged)
     contents = written.select(*SAME_FILE, "content_sha256", "reason", "detail").persist()
     there = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint()).select(
@@ -199,7 +199,7 @@ def _commit_piece(
         return contents
     if new_rows < staged.num_rows:
         fresh = written.join(F.broadcast(new), on="image_id", how="left_semi")
-        staged = delta.stage(fresh, path, contract.schema, key=contract.key)
+        staged = staging.stage(fresh, path, contract.schema, key=contract.key)
     run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id)
     return contents
 

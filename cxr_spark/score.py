@@ -65,9 +65,9 @@ class Plan(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """An image ready for the network, or the reason why it is none."""
+    """An image ready for the network, or, without pixels, the reason why it is none."""
 
-    content_sha256: str | None
+    content_sha256: str
     pixels: bytes | None
     error: str | None = None
     detail: str | None = None
@@ -242,22 +242,19 @@ def _predictor(plan: Plan) -> Any:
 
 def _pixels(row: Any, preprocessing: Preprocessing) -> Pixels:
     if row.reason is not None:
-        return Pixels(None, None, row.reason, row.detail)
+        return Pixels("", None, row.reason, row.detail)
     if row.pixels is not None:
         return Pixels(row.content_sha256, row.pixels)
     facts = facts_of_file(row.path, preprocessing)
-    return Pixels(facts.content_sha256, facts.pixels, facts.reason, facts.detail)
+    return Pixels(facts.content_sha256 or "", facts.pixels, facts.reason, facts.detail)
 
 
 def _probabilities(images: list[Pixels], plan: Plan) -> dict[str, NDArray[np.float64]]:
     """Probabilities by content, of those known and those inferred now, each content once."""
     known = plan.known.value
-    new = {
-        image.content_sha256: image.pixels
-        for image in images
-        if image.error is None and image.content_sha256 not in known
-    }
-    found = {key: known[key] for image in images if (key := image.content_sha256) in known}
+    good = {image.content_sha256: image.pixels for image in images if image.pixels is not None}
+    found = {key: known[key] for key in good if key in known}
+    new = {key: pixels for key, pixels in good.items() if key not in known}
     if not new:
         return found
     size = plan.preprocessing.size
@@ -289,13 +286,13 @@ def _loaded_model(plan: Plan) -> Callable[[NDArray[np.uint8]], NDArray[np.float6
 
 def _results(images: list[Pixels], found: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
     unscored = np.full(len(CLASSES), np.nan)
-    table = np.stack([unscored if i.error else found[str(i.content_sha256)] for i in images])
+    table = np.stack([unscored if i.error else found[i.content_sha256] for i in images])
     best = table.argmax(axis=1)
     confidence = table[np.arange(len(table)), best]
     plogp = table * np.log(np.clip(table, 1e-300, None))
     return pd.DataFrame(
         {
-            "content_sha256": [image.content_sha256 for image in images],
+            "content_sha256": [image.content_sha256 or None for image in images],
             "error": [image.error for image in images],
             "detail": [image.detail for image in images],
             "predicted_label": [

@@ -89,7 +89,7 @@ def _warn_of_heap(spark: SparkSession) -> None:
     # maxMemory leaves out one survivor space, so a right heap reads up to a tenth low.
     if heap < 0.85 * asked:
         print(
-            f"warning: the driver's heap is {heap / GIBIBYTE:.1f} GiB while spark.driver.memory says "
+            f"warning: the driver's heap is {heap / GIBIBYTE:.1f} GiB, spark.driver.memory says "
             f"{asked / GIBIBYTE:.1f}: set in code it comes too late. Start with spark-submit "
             "--driver-memory or --properties-file conf/spark-defaults.conf",
             file=sys.stderr,

@@ -58,7 +58,7 @@ def join_groups(edges: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def position(group_id: str | Column) -> Column:
     """A number in [0, 1) that depends on nothing but the group's name."""
-    digits = F.substring(F.sha2(group_id, 256), 1, HASH_DIGITS)  # type: ignore[arg-type]
+    digits = F.substring(F.sha2(group_id, 256), 1, HASH_DIGITS)
     return F.conv(digits, 16, 10).cast("double") / F.lit(float(16**HASH_DIGITS))
 
 

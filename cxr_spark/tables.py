@@ -11,8 +11,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cxr_spark import delta
-from cxr_spark.delta import DataFile, DeltaError, NoSuchTable, NoSuchVersion, Staged
+from cxr_spark import delta, staging
+from cxr_spark.delta import DataFile, NoSuchTable, NoSuchVersion
+from cxr_spark.staging import DeltaError, Staged
 
 TABLES = (
     "images_raw",
@@ -99,7 +100,7 @@ class Warehouse:
             published = self.published()
             if name not in published:
                 raise NothingPublished(
-                    f"{self.root}: no finished curate run is recorded there; run jobs/curate.py first"
+                    f"{self.root}: no curate run has finished there; run jobs/curate.py first"
                 )
             return published[name]
         newest = self.version(name)
@@ -123,7 +124,7 @@ class Warehouse:
                 return run["versions_written"]
         known = sorted({run["versions_written"]["images"] for run in self._curate_runs()})
         raise NoSuchVersion(
-            f"{self.root}: version {images_version} of images was never published; published: {known}"
+            f"{self.root}: images version {images_version} was never published; published: {known}"
         )
 
     def _curate_runs(self) -> list[dict[str, Any]]:
@@ -137,7 +138,7 @@ class Warehouse:
     def stage(self, name: str, frame: DataFrame, *, max_records_per_file: int = 0) -> Staged:
         """Write a frame's files under a table; `commit` makes them its next version."""
         table = contract(name)
-        return delta.stage(
+        return staging.stage(
             frame,
             self.path(name),
             table.schema,
@@ -153,7 +154,7 @@ class Warehouse:
     def append_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> int:
         """Append a few rows from the driver in one commit; the new version. Rows carry run_id."""
         table = contract(name)
-        staged = delta.stage_rows(
+        staged = staging.stage_rows(
             rows, self.path(name), table.schema, partition_by=table.partition_by
         )
         return delta.commit(staged, run_id=str(rows[0]["run_id"]))

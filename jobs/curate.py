@@ -10,7 +10,7 @@ from cxr_spark.tables import Warehouse
 EXAMPLES = """examples:
   curate.py --warehouse warehouse --nih NIH_DIR --pneumonia PNEUMONIA_DIR
   curate.py --warehouse warehouse --covid COVID_DIR     add a source; those not named stay
-Only new and changed files are read. Every file is a row of images or, with its reason, of rejects."""
+Only new and changed files are read. Every file is a row of images or of rejects, with its reason."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import Row, SparkSession
 from pyspark.sql import types as T
 
-from cxr_spark import delta
+from cxr_spark import delta, staging
 
 SCHEMA = T.StructType.fromJson(
     {
@@ -60,7 +60,7 @@ def table(tmp_path: Path) -> str:
 
 def _written(spark: SparkSession, table: str, rows: list[Row], mode: str = "append") -> int:
     frame = spark.createDataFrame(rows, SCHEMA)
-    staged = delta.stage(frame, table, SCHEMA, partition_by=["part"], key=["key"])
+    staged = staging.stage(frame, table, SCHEMA, partition_by=["part"], key=["key"])
     return delta.commit(staged, run_id="r", mode=mode)
 
 
@@ -72,7 +72,7 @@ def test_every_type_and_every_partition_value_comes_back(spark: SparkSession, ta
 def test_rows_from_the_driver_join_rows_from_spark(spark: SparkSession, table: str) -> None:
     _written(spark, table, ROWS[:2])
     extra = {"key": "d", "at": datetime(2026, 5, 1, tzinfo=UTC), "numbers": {"z": 2}, "part": "a:b"}
-    staged = delta.stage_rows([extra], table, SCHEMA, partition_by=["part"])
+    staged = staging.stage_rows([extra], table, SCHEMA, partition_by=["part"])
     assert delta.commit(staged, run_id="r") == 1
     row = delta.read(spark, table, SCHEMA).where("key = 'd'").collect()[0]
     assert (row.at, row.numbers, row.part, row.value) == (
@@ -99,7 +99,7 @@ def test_an_older_version_stays_as_it_was(spark: SparkSession, table: str) -> No
 def test_staged_files_are_nobodys_until_the_commit(spark: SparkSession, table: str) -> None:
     _written(spark, table, ROWS[:1])
     frame = spark.createDataFrame(ROWS[1:], SCHEMA)
-    staged = delta.stage(frame, table, SCHEMA, partition_by=["part"])
+    staged = staging.stage(frame, table, SCHEMA, partition_by=["part"])
     assert delta.read(spark, table, SCHEMA).count() == 1
     assert delta.read_staged(spark, staged).count() == len(ROWS) - 1
 
@@ -109,8 +109,8 @@ def test_a_frame_that_differs_is_refused_with_the_columns_that_differ(
 ) -> None:
     frame = spark.createDataFrame(ROWS, SCHEMA).drop("value").selectExpr("*", "1 AS odd")
     frame = frame.withColumn("key", frame.key.cast("binary"))
-    with pytest.raises(delta.SchemaMismatch) as refused:
-        delta.stage(frame, table, SCHEMA)
+    with pytest.raises(staging.SchemaMismatch) as refused:
+        staging.stage(frame, table, SCHEMA)
     message = str(refused.value)
     assert "value is missing" in message
     assert "odd is unknown" in message
@@ -123,16 +123,16 @@ def test_a_table_of_another_schema_is_refused_at_the_commit(
 ) -> None:
     _written(spark, table, ROWS[:1])
     narrower = T.StructType(SCHEMA.fields[:1])
-    staged = delta.stage_rows([{"key": "x"}], table, narrower)
-    with pytest.raises(delta.SchemaMismatch, match="value"):
+    staged = staging.stage_rows([{"key": "x"}], table, narrower)
+    with pytest.raises(staging.SchemaMismatch, match="value"):
         delta.commit(staged, run_id="r")
     assert delta.version(table) == 0
 
 
 def test_a_null_key_is_refused(spark: SparkSession, table: str) -> None:
     frame = spark.createDataFrame([ROWS[0].asDict() | {"key": None}], SCHEMA)
-    with pytest.raises(delta.DeltaError, match="key"):
-        delta.stage(frame, table, SCHEMA, key=["key"])
+    with pytest.raises(staging.DeltaError, match="key"):
+        staging.stage(frame, table, SCHEMA, key=["key"])
 
 
 def test_missing_tables_and_versions_are_named(spark: SparkSession, table: str) -> None:
@@ -146,8 +146,8 @@ def test_missing_tables_and_versions_are_named(spark: SparkSession, table: str) 
 
 def test_a_root_that_delta_cannot_hold_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     frame = spark.createDataFrame(ROWS, SCHEMA)
-    with pytest.raises(delta.DeltaError, match="%"):
-        delta.stage(frame, str(tmp_path / "a%41"), SCHEMA)
+    with pytest.raises(staging.DeltaError, match="%"):
+        staging.stage(frame, str(tmp_path / "a%41"), SCHEMA)
 
 
 def test_tables_that_file_lists_would_misread_are_refused(spark: SparkSession, table: str) -> None:
@@ -160,7 +160,7 @@ def test_tables_that_file_lists_would_misread_are_refused(spark: SparkSession, t
     }
     log = Path(table) / "_delta_log" / f"{1:020}.json"
     log.write_text(json.dumps({"protocol": protocol}))
-    with pytest.raises(delta.DeltaError, match=r"(?i)deletion"):
+    with pytest.raises(staging.DeltaError, match=r"(?i)deletion"):
         delta.data_files(table)
 
 
@@ -168,8 +168,8 @@ def test_statistics_bound_every_value(spark: SparkSession, table: str) -> None:
     long_key = "é" * 40
     rows = [ROWS[2].asDict() | {"key": key} for key in ("a", long_key)]
     frame = spark.createDataFrame(rows, SCHEMA).coalesce(1)
-    (add,) = delta.stage(frame, table, SCHEMA, partition_by=["part"]).adds
-    stats = json.loads(add.stats)
+    (file,) = staging.stage(frame, table, SCHEMA, partition_by=["part"]).files
+    stats = file.statistics
     assert stats["numRecords"] == 2
     assert stats["minValues"]["key"] == "a"
     assert stats["maxValues"]["key"] > long_key

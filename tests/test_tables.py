@@ -55,7 +55,7 @@ def test_published_is_what_the_last_finished_curate_run_names(tmp_path: Path) ->
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path)
-    with pytest.raises(tables.NothingPublished, match="run jobs/curate.py"):
+    with pytest.raises(tables.NothingPublished, match=r"run jobs/curate\.py"):
         warehouse.current("images")
     with pytest.raises(tables.NoSuchTable, match="predictions"):
         warehouse.current("predictions")
