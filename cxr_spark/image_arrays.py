@@ -1,0 +1,240 @@
+"""An opened image as an array: upright, 8 bits, grey; what's wrong with it; its hashes, its square.
+
+Arrays are uint8 of shape (height, width), or (height, width, 3) in OpenCV's order blue, green, red.
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+cv2.setNumThreads(1)  # Spark runs a worker on each core; OpenCV's threads would only compete
+cv2.setLogLevel(0)  # what OpenCV can't decode becomes a reason, not a line on stderr
+
+Array = NDArray[Any]  # uint8 wherever nothing else is said; OpenCV's type hints say less
+
+BLANK_RANGE = 8
+"""Grey levels between the darkest and brightest thousandth under which an image shows nothing."""
+COLOUR_DISTANCE = 20
+"""Grey levels off the image's own tint from which a pixel is coloured."""
+COLOUR_SHARE = 0.25
+"""Share of coloured pixels from which an image is a photograph. The real radiographs measured,
+blue-tinted photographs of films among them, have at most 0.08; colour photographs 0.4 to 0.8."""
+
+_OPENCV_FORMATS = ("PNG", "JPEG")
+_GREY_MODES = ("1", "L", "LA", "I;16")
+_COLOUR_MODES = ("P", "RGB", "RGBA")
+_WIDE_MODES = ("I;16", "I;16B", "I;16L", "I")
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    2: lambda array: array[:, ::-1],
+    3: lambda array: array[::-1, ::-1],
+    4: lambda array: array[::-1],
+    5: lambda array: array.swapaxes(0, 1),
+    6: lambda array: np.rot90(array, -1),
+    7: lambda array: array[::-1, ::-1].swapaxes(0, 1),
+    8: lambda array: np.rot90(array),
+}
+
+
+class UnknownGreyRange(ValueError):
+    """The samples have no defined black and white."""
+
+
+def decoded(image: Image.Image, data: bytes) -> Array:
+    """Decodes an image that Pillow has opened.
+
+    OpenCV decodes what it decodes well, as it's faster; Pillow all else, and what OpenCV refuses.
+    OpenCV refuses files that end early, so Pillow's word on those is the one that counts.
+
+    Args:
+        image: the opened, unloaded image: its header.
+        data: the file's bytes.
+
+    Returns:
+        Upright pixels, grey or in three colours, without alpha.
+
+    Raises:
+        UnknownGreyRange: float or 32-bit samples.
+        Exception: whatever Pillow raises on a damaged file.
+    """
+    upright = _UPRIGHT.get(_orientation(image))
+    samples = _by_opencv(image, data)
+    samples = to_8_bits(_by_pillow(image) if samples is None else samples)
+    return np.ascontiguousarray(upright(samples)) if upright else samples
+
+
+def _by_opencv(image: Image.Image, data: bytes) -> Array | None:
+    if image.format not in _OPENCV_FORMATS:
+        return None
+    if image.mode in _GREY_MODES:
+        colour = cv2.IMREAD_GRAYSCALE
+    elif image.mode in _COLOUR_MODES:
+        colour = cv2.IMREAD_COLOR
+    else:
+        return None
+    if image.format == "PNG" and not _png_chunks_fit(data):
+        return None
+    flags = colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    # On damaged headers the two may disagree on the size; Pillow's is the one that was checked.
+    if samples is None or samples.shape[:2] != (image.height, image.width):
+        return None
+    return samples
+
+
+def _png_chunks_fit(data: bytes) -> bool:
+    """Tells whether all chunks lie within the data: OpenCV takes the memory that a chunk claims."""
+    at, kind = 8, b""
+    while kind != b"IEND" and at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length
+    return kind == b"IEND" and at <= len(data)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation; 1, upright, where the header has none that can be read.
+
+    TIFF has none here, as Pillow turns it when it loads; and a PNG's behind the pixels, which no
+    camera writes, is left alone, as Pillow would decode the image to find it.
+    """
+    if "exif" not in image.info:
+        return 1
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except (SyntaxError, struct.error):  # Pillow's, on a block that is no EXIF, or ends early
+        return 1
+
+
+def _by_pillow(image: Image.Image) -> Array:
+    image.load()
+    if image.mode == "F":
+        raise UnknownGreyRange("float samples have no known black and white")
+    if image.mode in _WIDE_MODES:
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise UnknownGreyRange("samples of more than 16 bits have no known black and white")
+        return samples.astype(np.uint16)
+    if image.mode in ("1", "L", "LA"):
+        return np.asarray(image.convert("L"))
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+
+
+def to_8_bits(samples: Array) -> Array:
+    """Scales 16-bit samples linearly: white is the top of 12, 14 or 16 bits.
+
+    Detectors have 12 or 14 bits, and many tools store these unscaled in 16: the fewest bits that
+    hold the brightest sample are taken for the depth. 8 bits stretched to 16 come back exactly.
+    """
+    if samples.dtype == np.uint8:
+        return samples
+    brightest = int(samples.max())
+    white = next(2**bits - 1 for bits in (12, 14, 16) if brightest < 2**bits)
+    return cv2.convertScaleAbs(samples, alpha=255 / white)
+
+
+def as_grey(samples: Array) -> Array:
+    """Returns the luma (ITU-R BT.601) of colours; where red = green = blue, exactly that value."""
+    return cv2.cvtColor(samples, cv2.COLOR_BGR2GRAY) if samples.ndim == 3 else samples
+
+
+def is_colour_photograph(samples: Array) -> bool:
+    """Tells whether an image's colours are more than one tint of grey and some annotations.
+
+    A radiograph photographed or scanned with a tint has a colour that depends on its brightness
+    alone. So two colour differences are fitted by a parabola in luma, over some 128 x 128 pixels,
+    and once more by the 70 % nearest to that, as a note in bright colour may have bent it; a
+    photograph is where many pixels are far off both.
+    """
+    if samples.ndim == 2:
+        return False
+    height, width = samples.shape[:2]
+    some = samples[:: max(1, height // 128), :: max(1, width // 128)].reshape(-1, 3)
+    blue, green, red = some.astype(np.float32).T
+    differences = np.stack((red - green, (red + green) / 2 - blue), axis=1)
+    if np.abs(differences).max() < COLOUR_DISTANCE:
+        return False
+    luma = (0.114 * blue + 0.587 * green + 0.299 * red) / 255
+    terms = np.stack((np.ones_like(luma), luma, luma * luma), axis=1)
+    near = np.ones(len(luma), bool)
+    coloured = 1.0
+    for _ in range(2):
+        tint = np.linalg.lstsq(terms[near], differences[near], rcond=None)[0]
+        distance = np.hypot(*(differences - terms @ tint).T)
+        coloured = min(coloured, float(np.mean(distance > COLOUR_DISTANCE)))
+        near = distance <= np.percentile(distance, 70)
+    return coloured > COLOUR_SHARE
+
+
+def overview(grey: Array) -> Array:
+    """Returns an image halved to 128 to 255 pixels on its shorter side, or as it is if smaller."""
+    return _halved(grey, 128)
+
+
+def is_blank(overview: Array) -> bool:
+    """Tells whether all but a few pixels (0.1 % at each end) lie within `BLANK_RANGE` levels."""
+    counts = cv2.calcHist([overview], [0], None, [256], [0, 256]).ravel().cumsum()
+    low, high = np.searchsorted(counts, (0.001 * counts[-1], 0.999 * counts[-1]))
+    return bool(high - low < BLANK_RANGE)
+
+
+def pixel_sha256(grey: Array) -> str:
+    """Returns the SHA-256 (hex) of an image's shape and pixels."""
+    digest = hashlib.sha256(f"{grey.shape[0]}x{grey.shape[1]}:".encode())
+    digest.update(grey.data)
+    return digest.hexdigest()
+
+
+def perceptual_hash(overview: Array) -> str:
+    """Returns a 256-bit difference hash, hex: 16 x 17 means, each compared with its left neighbour.
+
+    Source: N. Krawetz, "Kind of Like That", 2013 (dHash), at 16 x 16 bits instead of 8 x 8.
+    """
+    means = cv2.resize(overview, (17, 16), interpolation=cv2.INTER_AREA)
+    return np.packbits(means[:, 1:] > means[:, :-1]).tobytes().hex()
+
+
+def square(grey: Array, size: int, fit: str) -> Array:
+    """Returns the image as a square.
+
+    Args:
+        grey: shape (height, width).
+        size: side of the square in pixels.
+        fit: `crop`, `pad` or `stretch`, as `images.Preprocessing` describes them.
+
+    Returns:
+        Shape (size, size).
+    """
+    height, width = grey.shape
+    margin = abs(height - width)
+    before, after = margin // 2, margin - margin // 2
+    tall, wide = height > width, width > height
+    if fit == "crop":
+        side = min(height, width)
+        grey = grey[before : before + side] if tall else grey[:, before : before + side]
+    elif fit == "pad":
+        grey = np.pad(grey, ((before * wide, after * wide), (before * tall, after * tall)))
+    grey = _halved(grey, 2 * size)
+    shrinks = min(grey.shape) >= size
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(grey, (size, size), interpolation=interpolation)
+
+
+def _halved(grey: Array, side: int) -> Array:
+    """Takes means of 2 x 2 pixels as long as no side gets shorter than `side`.
+
+    What area resampling comes to afterwards is nearly the same, and takes a tenth of the time.
+    """
+    while min(grey.shape) >= 2 * side:
+        height, width = (length // 2 for length in grey.shape)
+        even = grey[: 2 * height, : 2 * width]
+        grey = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
+    return grey
