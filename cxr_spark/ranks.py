@@ -1,0 +1,123 @@
+"""One rank of a distributed run: its place among the others, what it shares, and how it ends."""
+
+import ctypes
+import os
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+class Place(NamedTuple):
+    """Which of how many ranks a process is, and the device that it computes on."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+@contextmanager
+def joined(folder: str | Path) -> Iterator[Place]:
+    """Join the other ranks for the length of a block, as torchrun's environment says.
+
+    The process ends with its parent, uses its share of the cores, and where the block raises,
+    leaves the whole traceback as a file for `first_failure`: of a rank's output, TorchDistributor
+    keeps 100 lines.
+
+    Args:
+        folder: for tracebacks; every rank and the driver see it.
+    """
+    _end_with_parent()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_machine))
+    try:
+        place = Place(rank, world, _device(on_this_machine))
+        dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+        yield place
+        dist.destroy_process_group()
+    except BaseException:
+        (Path(folder) / f"rank-{rank}.txt").write_text(traceback.format_exc(), "utf-8")
+        raise
+
+
+def first_failure(folder: str | Path) -> str | None:
+    """Rank and traceback of the rank that failed first; None where none has left one.
+
+    The others fail soon after it, as their partner is gone.
+    """
+    files = sorted(Path(folder).glob("rank-*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    return f"{files[0].stem}:\n{files[0].read_text('utf-8')}" if files else None
+
+
+def replica(model: nn.Module, place: Place) -> nn.Module:
+    """The model as training calls it: gradients are averaged over the ranks."""
+    if place.world == 1:
+        return model
+    # Batch statistics are averaged before each evaluation: no need to send them at each step.
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def average_buffers(model: nn.Module, place: Place) -> None:
+    """Make running means and variances the mean of all ranks', on all of them."""
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if place.world == 1 or not buffers:
+        return
+    means = sum_over_ranks(torch.cat([buffer.flatten() for buffer in buffers]), place)
+    means /= place.world
+    for buffer, mean in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def sum_over_ranks(values: Tensor, place: Place) -> Tensor:
+    """The sum of a tensor over all ranks, on all of them; changes the tensor given."""
+    if place.world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def rows_of_all_ranks(rows: Tensor, counts: Sequence[int], place: Place) -> Tensor:
+    """The rows of ranks 0, 1, ... one after the other, on all of them.
+
+    Args:
+        rows: (n, ...), those of this rank.
+        counts: n on each rank.
+        place: this rank.
+    """
+    if place.world == 1:
+        return rows
+    parts = [rows.new_empty((count, *rows.shape[1:])) for count in counts]
+    parts[place.rank] = rows.contiguous()
+    for rank, part in enumerate(parts):
+        if len(part):
+            dist.broadcast(part, src=rank)
+    return torch.cat(parts)
+
+
+def _device(on_this_machine: int) -> torch.device:
+    """A GPU of its own for each rank of this machine, or the CPU for all."""
+    if torch.cuda.device_count() < on_this_machine:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _end_with_parent() -> None:
+    """Have the system kill this process when its parent ends.
+
+    torchrun starts each rank in a session of its own: a SIGKILL of the driver's process group
+    would leave them training.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it ended before that
+        os.kill(os.getpid(), signal.SIGKILL)
