@@ -1,0 +1,410 @@
+"""The stage that judges a model: which rows count, which prediction, and what it refuses."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from cxr_spark import delta, evaluate, staging, tables
+from cxr_spark.figures import MEANS, Evaluation
+from cxr_spark.job import Run
+from cxr_spark.labels import CLASS_COLUMNS, CLASSES, LABEL_INDEX
+from cxr_spark.report import ReportError
+from cxr_spark.tables import Warehouse
+from jobs import evaluate as job
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LATER = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def image(image_id: str, label: str, split: str, **changed: Any) -> dict[str, Any]:
+    """A row of images, 8 px a side, whose content and group are its own unless told otherwise."""
+    row = {
+        "image_id": image_id,
+        "source": image_id.split(":")[0],
+        "label": label,
+        "label_index": LABEL_INDEX[label],
+        "group_id": f"group of {image_id}",
+        "split": split,
+        "content_sha256": f"content of {image_id}",
+        "pixel_sha256": f"pixels of {image_id}",
+        "preprocessing": "p1",
+        "image_size": 8,
+        "pixels": bytes(64),
+    }
+    return row | changed
+
+
+def distribution(label: str, probability: float) -> dict[str, float]:
+    """The given probability for one class, the rest shared by the others."""
+    rest = (1 - probability) / (len(CLASSES) - 1)
+    return {
+        column: probability if name == label else rest
+        for column, name in zip(CLASS_COLUMNS, CLASSES, strict=True)
+    }
+
+
+def prediction(image_id: str, label: str, probability: float, **changed: Any) -> dict[str, Any]:
+    """A row of predictions by model m1."""
+    row = {
+        "image_id": image_id,
+        "content_sha256": f"content of {image_id}",
+        "model_version": "m1",
+        "probabilities": distribution(label, probability),
+        "preprocessing": "p1",
+        "scored_at": NOON,
+        "run_id": "score-1",
+    }
+    return row | changed
+
+
+def model(model_version: str = "m1", **changed: Any) -> dict[str, Any]:
+    row = {
+        "model_version": model_version,
+        "artifact_path": f"/models/{model_version}",
+        "architecture": "resnet18",
+        "image_size": 8,
+        "preprocessing": "p1",
+        "images_version": 0,
+        "arguments": {"epochs": "1"},
+        "run_id": "train-1",
+        "created_at": NOON,
+    }
+    return row | changed
+
+
+IMAGES = [
+    image("nih:a", "Edema", "train"),
+    image("nih:b", "Edema", "train"),
+    image("nih:c", "No Finding", "train"),
+    image("nih:d", "Edema", "train"),
+    image("covid:a", "Covid", "train"),
+    image("nih:v", "Edema", "val"),
+    image("nih:t1", "Edema", "test"),
+    image("nih:t2", "No Finding", "test"),
+    image("covid:t3", "Covid", "test"),
+]
+PREDICTIONS = [
+    prediction("nih:t1", "Edema", 0.5),
+    prediction("nih:t2", "Edema", 0.6),
+    prediction("covid:t3", "Covid", 0.9),
+]
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    """Three test rows, scored by m1; t2 is misread."""
+    place = Warehouse(tmp_path / "warehouse")
+    append(place, "images", IMAGES)
+    append(place, "predictions", PREDICTIONS)
+    append(place, "models", [model()])
+    return place
+
+
+def append(warehouse: Warehouse, name: str, rows: list[dict[str, Any]]) -> None:
+    warehouse.append_rows(name, [{"run_id": "made-up"} | row for row in rows])
+
+
+def replace(warehouse: Warehouse, name: str, rows: list[dict[str, Any]]) -> None:
+    table = tables.contract(name)
+    path, partitions = warehouse.path(name), table.partition_by
+    staged = staging.stage_rows(rows, path, table.schema, partition_by=partitions)
+    delta.commit(staged, run_id="made-up", mode="overwrite")
+
+
+def judge(spark: SparkSession, warehouse: Warehouse, **options: Any) -> tuple[Evaluation, Run]:
+    run = Run("evaluate")
+    try:
+        return evaluate.evaluate(spark, warehouse, run=run, **options), run
+    finally:
+        run.release()
+
+
+def metric_rows(warehouse: Warehouse) -> list[dict[str, Any]]:
+    return delta.read_rows(warehouse.path("metrics"), tables.schema("metrics").names)
+
+
+def test_the_headline_and_its_baselines_are_what_a_hand_calculation_gives(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    evaluation, run = judge(spark, warehouse)
+    assert run.outputs["cce"] == pytest.approx(-math.log(0.5 * 0.05 * 0.9) / 3)
+    # Train: Edema 3, No Finding 1, Covid 1; within nih 3 to 1, within covid all Covid.
+    assert run.outputs["cce_prior"] == pytest.approx(-math.log(3 / 5 * 1 / 5 * 1 / 5) / 3)
+    assert run.outputs["cce_source_only"] == pytest.approx(-math.log(3 / 4 * 1 / 4 * 1) / 3)
+    assert run.outputs["accuracy"] == pytest.approx(2 / 3)
+    assert run.counts == {"n": 3, "missing": 0, "errors": 0, "related": 0}
+    assert run.versions_read == {"images": 0, "predictions": 0}
+    assert evaluation.value("cce") == run.outputs["cce"]
+
+
+def test_metrics_get_one_row_a_figure_with_its_key_and_interval(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    _, run = judge(spark, warehouse)
+    rows = metric_rows(warehouse)
+    found = {(row["slice"], row["class"], row["metric"]): row for row in rows}
+    assert len(found) == len(rows)
+    assert run.versions_written == {"metrics": 0}
+    headline = found["all", "all", "cce"]
+    assert headline["ci_low"] < headline["value"] < headline["ci_high"]
+    assert headline["n"] == 3
+    key = ("model_version", "images_version", "predictions_version", "split", "run_id")
+    assert [headline[name] for name in key] == ["m1", 0, 0, "test", run.run_id]
+    assert found["source=nih", "all", "cce"]["value"] == pytest.approx(-math.log(0.5 * 0.05) / 2)
+    assert found["source=covid", "all", "accuracy"]["value"] == 1.0
+    assert found["all", "Edema", "cce"]["value"] == pytest.approx(-math.log(0.5))
+    assert found["all", "No Finding", "predicted_as_edema"]["value"] == 1
+    assert found["all", "No Finding", "predicted_as_no_finding"]["value"] == 0
+    assert found["all", "Covid", "auroc"]["value"] == 1.0
+    assert found["all", "all", "auroc"]["value"] is not None
+    for absent in ("cce", "auroc"):
+        assert found["all", "Pneumonia", absent]["value"] is None
+    assert found["all", "Pneumonia", "cce"]["n"] == 0
+    assert found["source=nih", "all", "cce"]["n"] == 2
+
+
+def test_without_a_name_the_newest_model_is_judged_and_a_named_one_by_its_name(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    append(warehouse, "models", [model("m0", created_at=LATER), model("m2", created_at=NOON)])
+    scored = [row | {"model_version": "m0"} for row in PREDICTIONS]
+    append(warehouse, "predictions", scored)
+    assert judge(spark, warehouse)[0].model["model_version"] == "m0"
+    assert judge(spark, warehouse, model_version="m1")[0].model["model_version"] == "m1"
+
+
+def test_rows_that_a_newer_version_moved_from_train_to_test_do_not_count(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    moved = [row | {"split": "test"} for row in IMAGES]
+    replace(warehouse, "images", moved)
+    append(warehouse, "predictions", [prediction("nih:a", "Edema", 0.99)])
+    evaluation, run = judge(spark, warehouse)
+    assert sorted(evaluation.rows.image_id) == ["covid:t3", "nih:t1", "nih:t2"]
+    assert run.versions_read["images"] == 0
+
+
+def test_a_test_row_related_to_train_or_val_by_group_or_content_is_left_out_and_counted(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    related = [
+        image("nih:r1", "Edema", "test", group_id="group of nih:a"),
+        image("nih:r2", "Edema", "test", content_sha256="content of nih:v"),
+        image("nih:r3", "Edema", "test", pixel_sha256="pixels of covid:a"),
+        image("nih:r4", "Edema", "test", group_id="group of nih:v", pixel_sha256="pixels of nih:v"),
+    ]
+    replace(warehouse, "images", [*IMAGES, *related])
+    replace(warehouse, "models", [model(images_version=1)])
+    evaluation, run = judge(spark, warehouse)
+    assert list(evaluation.rows.image_id) == ["covid:t3", "nih:t1", "nih:t2"]
+    assert run.counts == {"n": 3, "missing": 0, "errors": 0, "related": 4}
+
+
+def test_train_and_val_can_be_judged_too(spark: SparkSession, warehouse: Warehouse) -> None:
+    scored = [prediction(row["image_id"], row["label"], 0.8) for row in IMAGES]
+    append(warehouse, "predictions", scored)
+    for split, n in (("train", 5), ("val", 1)):
+        evaluation, _ = judge(spark, warehouse, split=split)
+        assert (evaluation.counts["n"], evaluation.value("cce")) == (
+            n,
+            pytest.approx(-math.log(0.8)),
+        )
+
+
+def test_the_newest_prediction_counts_and_among_equals_the_greatest_run_id(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    again = [
+        prediction("nih:t1", "Edema", 0.3, scored_at=LATER, run_id="score-2"),
+        prediction("nih:t1", "Edema", 0.2, scored_at=LATER, run_id="score-1"),
+        prediction("nih:t2", "Edema", 0.1, scored_at=datetime(2025, 1, 1, tzinfo=UTC)),
+    ]
+    append(warehouse, "predictions", again)
+    evaluation, run = judge(spark, warehouse)
+    assert run.counts["n"] == 3
+    assert evaluation.value("cce") == pytest.approx(-math.log(0.3 * 0.05 * 0.9) / 3)
+
+
+def test_a_prediction_of_another_content_or_model_is_none(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    warehouse = Warehouse(tmp_path)
+    append(warehouse, "images", IMAGES)
+    append(warehouse, "models", [model()])
+    others = [
+        PREDICTIONS[0],
+        PREDICTIONS[1] | {"content_sha256": "an older file"},
+        PREDICTIONS[2] | {"model_version": "m0"},
+    ]
+    append(warehouse, "predictions", others)
+    with pytest.raises(evaluate.UnscoredRows, match=r"2 of 3 rows .* 2 without a prediction"):
+        judge(spark, warehouse)
+
+
+def test_a_missing_prediction_fails_the_headline_and_says_what_to_run(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    replace(warehouse, "predictions", PREDICTIONS[:2])
+    with pytest.raises(evaluate.UnscoredRows) as raised:
+        judge(spark, warehouse)
+    message = str(raised.value)
+    assert "1 of 3 rows" in message
+    assert "covid:t3 (no prediction)" in message
+    command = "--model /models/m1 --split test --images-version 0"
+    assert f"jobs/score.py --warehouse {warehouse.root} {command}" in message
+    assert not isinstance(raised.value, ValueError)
+    assert not warehouse.exists("metrics")
+
+
+def test_failed_predictions_fail_the_headline_and_are_counted_where_that_is_allowed(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    replace(warehouse, "images", [*IMAGES, image("nih:t4", "Edema", "test")])
+    replace(warehouse, "models", [model(images_version=1)])
+    failed = [
+        prediction("nih:t1", "Edema", 0.5, probabilities=None, error="corrupt", scored_at=LATER),
+        prediction("nih:t2", "Edema", 0.5, scored_at=LATER)
+        | {"probabilities": dict.fromkeys(CLASS_COLUMNS, 0.5)},
+        prediction("nih:t4", "Edema", 0.5, preprocessing="p2"),
+    ]
+    append(warehouse, "predictions", failed)
+    reasons = r"nih:t1 \(corrupt\), nih:t2 \(no_distribution\), nih:t4 \(other_preprocessing\)"
+    with pytest.raises(evaluate.UnscoredRows, match=rf"3 with an error, first {reasons}"):
+        judge(spark, warehouse)
+    assert not warehouse.exists("metrics")
+    evaluation, run = judge(spark, warehouse, allow_missing=True)
+    assert run.counts == {"n": 1, "missing": 0, "errors": 3, "related": 0}
+    assert evaluation.value("cce") == pytest.approx(-math.log(0.9))
+    assert evaluation.value("errors") == 3
+
+
+def test_allowed_missing_rows_are_counted_in_metrics_beside_the_cce(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    replace(warehouse, "predictions", PREDICTIONS[:2])
+    _, run = judge(spark, warehouse, allow_missing=True)
+    assert run.counts == {"n": 2, "missing": 1, "errors": 0, "related": 0}
+    missing = [row for row in metric_rows(warehouse) if row["metric"] == "missing"]
+    assert [(row["value"], row["n"]) for row in missing] == [(1.0, 3)]
+
+
+def test_where_every_prediction_is_missing_even_allow_missing_fails(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    append(warehouse, "models", [model("m9", created_at=LATER)])
+    with pytest.raises(evaluate.UnscoredRows, match="3 of 3 rows"):
+        judge(spark, warehouse, allow_missing=True)
+
+
+def test_judging_again_adds_nothing_until_there_are_new_predictions(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    first, _ = judge(spark, warehouse)
+    again, run = judge(spark, warehouse)
+    assert again.figures == first.figures
+    assert run.versions_written == {}
+    append(warehouse, "predictions", [prediction("nih:t1", "Edema", 0.7, scored_at=LATER)])
+    judge(spark, warehouse)
+    rows = metric_rows(warehouse)
+    key = tables.contract("metrics").key
+    assert max(Counter(tuple(row[name] for name in key) for row in rows).values()) == 1
+    assert len(rows) == 2 * len(first.figures)
+
+
+def test_a_figure_that_metrics_lacks_is_added_alone(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    judge(spark, warehouse)
+    replace(warehouse, "metrics", [r for r in metric_rows(warehouse) if r["metric"] != "accuracy"])
+    _, run = judge(spark, warehouse)
+    added = [row["metric"] for row in metric_rows(warehouse) if row["run_id"] == run.run_id]
+    assert added == ["accuracy"] * 3
+
+
+@pytest.mark.parametrize(
+    "options, error, complaint",
+    [
+        ({"model_version": "m7"}, evaluate.UnknownModel, "no model version 'm7' in .*newest: m1"),
+        ({"split": "holdout"}, evaluate.NothingToEvaluate, "expected one of train, val, test"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_before_anything_is_written(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    options: dict[str, str],
+    error: type[ValueError],
+    complaint: str,
+) -> None:
+    assert issubclass(error, ValueError)
+    with pytest.raises(error, match=complaint):
+        judge(spark, warehouse, **options)
+    assert not warehouse.exists("metrics")
+
+
+def test_an_empty_warehouse_and_one_without_predictions_say_what_to_run(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    warehouse = Warehouse(tmp_path)
+    with pytest.raises(evaluate.UnknownModel, match=r"no model yet; run jobs/train\.py first"):
+        judge(spark, warehouse)
+    append(warehouse, "models", [model()])
+    with pytest.raises(evaluate.NothingToEvaluate, match=r"no predictions yet.*jobs/score\.py"):
+        judge(spark, warehouse)
+
+
+def test_a_split_without_rows_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    append(warehouse, "images", [row for row in IMAGES if row["split"] != "test"])
+    append(warehouse, "predictions", PREDICTIONS)
+    append(warehouse, "models", [model()])
+    with pytest.raises(evaluate.NothingToEvaluate, match="images has no row in test"):
+        judge(spark, warehouse)
+
+
+def test_images_prepared_in_another_way_than_the_model_expects_are_refused(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    append(warehouse, "models", [model("m2", preprocessing="p2", created_at=LATER)])
+    with pytest.raises(evaluate.OtherPreprocessing, match="model m2 expects p2"):
+        judge(spark, warehouse)
+    assert not warehouse.exists("metrics")
+
+
+def test_the_job_gives_the_figures_and_writes_the_report(
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    report, run = tmp_path / "new folder" / "report.html", Run("evaluate")
+    words = ["--warehouse", str(warehouse.root), "--report", str(report)]
+    job.main(job.parser().parse_args(words), run)
+    run.release()
+    assert set(run.outputs) == {*MEANS, "report"}
+    assert run.outputs["report"] == str(report)
+    assert "Model m1 on test" in report.read_text("utf-8")
+
+
+def test_a_report_that_can_not_be_written_is_refused_before_anything_is_done(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    words = ["--warehouse", str(warehouse.root), "--report", str(tmp_path)]
+    with pytest.raises(ReportError, match="this is a folder"):
+        job.main(job.parser().parse_args(words), Run("evaluate"))
+    assert not warehouse.exists("metrics")
+
+
+def test_the_job_ends_with_1_and_writes_no_figure_where_a_prediction_is_missing(
+    run_job: Callable[..., Any], warehouse: Warehouse, tmp_path: Path
+) -> None:
+    replace(warehouse, "predictions", PREDICTIONS[:2])
+    report = tmp_path / "report.html"
+    done = run_job("evaluate", "--warehouse", warehouse.root, "--report", report)
+    assert (done.exit_code, done.summary["status"]) == (1, "failed")
+    assert done.summary["counts"] == {"n": 2, "missing": 1, "errors": 0, "related": 0}
+    assert done.summary["outputs"] == {}
+    assert not warehouse.exists("metrics")
+    assert not report.exists()
