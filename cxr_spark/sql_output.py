@@ -1,0 +1,143 @@
+"""The result of a query as an aligned table, CSV or JSON, written while Spark computes it.
+
+Spark itself turns the values into text, so that what Python has no value for (intervals, the year
+20000, maps with arrays for keys) comes out as well as the rest.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
+
+from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from cxr_spark.sql_errors import InvalidQuery, told_clearly
+
+TABLE_ROWS = 1000
+TABLE_WIDTH = 60
+TIMESTAMP = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
+JSON_OPTIONS = {"ignoreNullFields": "false", "timestampFormat": TIMESTAMP}
+
+
+def write_json(result: DataFrame, out: IO[str], say: Callable[[str], None]) -> None:
+    """One array with an object a row and a line.
+
+    NaN and infinities are null, binary is base64, times are ISO 8601 in the session's zone (UTC).
+
+    Raises:
+        InvalidQuery: two columns have the same name.
+    """
+    twice = [name for name, times in Counter(result.columns).items() if times > 1]
+    if twice:
+        raise InvalidQuery(
+            f"JSON needs a name of its own for each column, not twice {twice[0]}: use AS"
+        )
+    values = [_finite(column, kind) for column, kind in _columns(result)]
+    named = [value.alias(name) for value, name in zip(values, result.columns, strict=True)]
+    lines = (line for (line,) in _stream(result, [F.to_json(F.struct(*named), JSON_OPTIONS)]))
+    line = next(lines, None)
+    if line is None:
+        out.write("[]\n")
+        return
+    out.write("[\n")
+    for following in lines:
+        out.write(f"{line},\n")
+        line = following
+    out.write(f"{line}\n]\n")
+
+
+def write_csv(result: DataFrame, out: IO[str], say: Callable[[str], None]) -> None:
+    """RFC 4180 with a header: null is empty, binary is base64, nested values are JSON."""
+    rows = _stream(result, [_csv_text(column, kind) for column, kind in _columns(result)])
+    first = next(rows, None)  # what fails at once leaves no header behind
+    writer = csv.writer(out)
+    writer.writerow(result.columns)
+    if first is not None:
+        writer.writerow(first)
+    writer.writerows(rows)
+
+
+def write_table(result: DataFrame, out: IO[str], say: Callable[[str], None]) -> None:
+    """The first 1,000 rows in aligned columns, long text cut short, binary by its size."""
+    columns = [_table_text(column, kind) for column, kind in _columns(result)]
+    rows = [
+        [_cell(value) for value in row] for row in _stream(result.limit(TABLE_ROWS + 1), columns)
+    ]
+    shown = rows[:TABLE_ROWS]
+    header = [_cell(name) for name in result.columns]
+    widths = [max(map(len, cells)) for cells in zip(header, *shown, strict=True)]
+    right = [isinstance(field.dataType, T.NumericType) for field in result.schema]
+    for row in [header, ["-" * width for width in widths], *shown]:
+        cells = zip(row, widths, right, strict=True)
+        text = "  ".join(c.rjust(w) if to_right else c.ljust(w) for c, w, to_right in cells)
+        out.write(f"{text.rstrip()}\n")
+    if len(rows) > TABLE_ROWS:
+        say(f"only the first {TABLE_ROWS:,} rows are shown; csv and json give all")
+    else:
+        say(f"{len(rows):,} rows" if len(rows) != 1 else "1 row")
+
+
+FORMATS = {"table": write_table, "csv": write_csv, "json": write_json}
+
+
+def _stream(result: DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
+    """Rows of expressions over the columns _0, _1, ...; one partition at a time in the driver."""
+    with told_clearly():
+        by_place = result.toDF(*[f"_{place}" for place in range(len(result.columns))])
+        yield from by_place.select(*columns).toLocalIterator(prefetchPartitions=True)
+
+
+def _columns(result: DataFrame) -> list[tuple[Column, T.DataType]]:
+    """The columns by place, as `_stream` names them: a result may have a name twice."""
+    return [(F.col(f"_{place}"), field.dataType) for place, field in enumerate(result.schema)]
+
+
+def _csv_text(column: Column, kind: T.DataType) -> Column:
+    match kind:
+        case T.BinaryType():
+            return F.translate(F.base64(column), "\r\n", "")  # Spark breaks it into lines
+        case T.TimestampType():
+            return F.date_format(column, TIMESTAMP)
+        case T.StructType() | T.ArrayType() | T.MapType():
+            return F.to_json(_finite(column, kind), JSON_OPTIONS)
+    return column.cast("string")
+
+
+def _table_text(column: Column, kind: T.DataType) -> Column:
+    match kind:
+        case T.BinaryType():
+            return F.concat(F.lit("<"), F.length(column).cast("string"), F.lit(" bytes>"))
+        case T.DoubleType() | T.FloatType():
+            return column
+        case T.StructType() | T.ArrayType() | T.MapType():
+            text = F.to_json(column, JSON_OPTIONS)
+        case _:
+            text = column.cast("string")
+    return F.substring(text, 1, TABLE_WIDTH + 1)
+
+
+def _cell(value: Any) -> str:
+    """Text for a terminal: eight digits of a fraction, nothing that could steer the terminal."""
+    if value is None:
+        return "NULL"
+    text = f"{value:.8g}" if isinstance(value, float) else value
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= TABLE_WIDTH else f"{text[: TABLE_WIDTH - 1]}…"
+
+
+def _finite(column: Column, kind: T.DataType) -> Column:
+    """The same value with null for each NaN and infinity in it, which JSON has no number for."""
+    match kind:
+        case T.DoubleType() | T.FloatType():
+            # In Spark NaN is greater than any number.
+            return F.when(F.abs(column) < float("inf"), column)
+        case T.ArrayType():
+            return F.transform(column, lambda element: _finite(element, kind.elementType))
+        case T.MapType():
+            return F.transform_values(column, lambda _, value: _finite(value, kind.valueType))
+        case T.StructType():
+            fields = [_finite(column[f.name], f.dataType).alias(f.name) for f in kind]
+            return F.when(column.isNotNull(), F.struct(*fields))
+    return column

@@ -1,0 +1,126 @@
+"""jobs/query.py as a process: its streams, exit codes and prompt, and that it leaves no trace."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr_spark.tables import Warehouse
+
+QUERY = Path(__file__).resolve().parent.parent / "jobs" / "query.py"
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models in one version each."""
+    folder = tmp_path_factory.mktemp("query") / "warehouse"
+    for version in ("m0", "m1"):
+        row = {"run_id": version, "model_version": version, "train_priors": [0.5, float("nan")]}
+        Warehouse(folder).append_rows("models", [row])
+    return folder
+
+
+def files_below(*folders: Path) -> set[Path]:
+    return {path for folder in folders for path in folder.rglob("*")}
+
+
+def start(warehouse: Path, folder: Path, *arguments: str) -> subprocess.Popen:
+    """The job in a folder of its own, its three streams in our hands."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(QUERY), "--warehouse", str(warehouse), *arguments]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder)
+
+
+def test_the_result_is_alone_on_stdout_and_no_file_is_left_behind(
+    warehouse: Path, tmp_path: Path
+) -> None:
+    before = files_below(warehouse, tmp_path)
+    query = "SELECT model_version, train_priors FROM models"
+    job = start(warehouse, tmp_path, "--format", "json", "--at", "models=0", query)
+    stdout, stderr = job.communicate(timeout=300)
+    assert job.returncode == 0, stderr
+    assert json.loads(stdout) == [{"model_version": "m0", "train_priors": [0.5, None]}]
+    assert files_below(warehouse, tmp_path) == before
+
+
+def test_a_query_from_stdin_whose_reader_stops_early_ends_quietly(
+    warehouse: Path, tmp_path: Path
+) -> None:
+    job = start(warehouse, tmp_path, "--format", "csv")
+    job.stdin.write("SELECT id FROM range(200000) ORDER BY id;\n")
+    job.stdin.close()
+    assert [job.stdout.readline() for _ in range(2)] == ["id\n", "0\n"]
+    job.stdout.close()
+    stderr = job.stderr.read()
+    assert job.wait(timeout=300) == 0, stderr
+    assert "Traceback" not in stderr and "BrokenPipe" not in stderr
+
+
+def test_a_refusal_is_exit_2_with_the_reason_on_stderr_and_the_summary_on_stdout(
+    warehouse: Path, tmp_path: Path
+) -> None:
+    job = start(warehouse, tmp_path, "SELECT * FROM csv.`/etc/passwd`")
+    stdout, stderr = job.communicate(timeout=300)
+    assert job.returncode == 2
+    summary = json.loads(stdout)
+    assert (summary["job"], summary["status"], summary["exit_code"]) == ("query", "invalid", 2)
+    assert "csv./etc/passwd is none of the views" in summary["error"]
+    assert stderr.rstrip().endswith(summary["error"])
+    assert "Traceback" not in stderr and "\tat " not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--at", "models"], "expected TABLE=VERSION"),
+        (["--at", "models=x"], "expected TABLE=VERSION"),
+        (["--at", "models=2"], "no version 2"),
+        (["--at", "model=0"], "no table is named model"),
+        (["--at", "predictions=0"], "predictions"),
+        ([" "], "the query is empty"),
+        ([], "the query is empty"),
+        (["--warehouse", "nowhere", "SELECT 1"], "no tables there"),
+    ],
+)
+def test_bad_arguments_are_exit_2_before_spark_is_started(
+    warehouse: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    stdout, stderr = start(warehouse, tmp_path, *arguments).communicate(timeout=100)
+    summary = json.loads(stdout)
+    assert summary["exit_code"] == 2
+    assert message in summary["error"]
+    assert "Spark" not in stderr
+    assert files_below(tmp_path) == set()
+
+
+def test_a_terminal_gets_a_prompt_that_survives_errors(warehouse: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(QUERY), "--warehouse", str(warehouse)]
+    job = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+
+    def read_until(mark: str) -> str:
+        text = ""
+        while mark not in text:
+            assert select.select([ours], [], [], 300)[0], f"no {mark!r} in {text!r}"
+            text += os.read(ours, 4096).decode()
+        return text
+
+    def type_line(line: str, mark: str = "sql> ") -> str:
+        os.write(ours, f"{line}\n".encode())
+        return read_until(mark)
+
+    read_until("sql> ")
+    assert "predictions" in type_line(r"\d")
+    assert "model_version" in type_line(r"\d models")
+    assert "DropView is not allowed" in type_line("DROP VIEW models;")
+    type_line("SELECT count(*) + 40 AS n", mark="...> ")
+    assert "42" in type_line("FROM models;")
+    os.write(ours, b"\\q\n")
+    assert job.wait(timeout=100) == 0
+    assert files_below(tmp_path) == set()

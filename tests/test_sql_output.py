@@ -1,0 +1,170 @@
+"""A result as a table, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from cxr_spark import sql_output
+from cxr_spark.sql_errors import InvalidQuery
+
+Written = tuple[str, list[str]]
+
+
+def written(style: str, result: DataFrame) -> Written:
+    """What a style writes, and what it says beside it."""
+    out, said = io.StringIO(), []
+    sql_output.FORMATS[style](result, out, said.append)
+    return out.getvalue(), said
+
+
+@pytest.fixture(scope="module")
+def of_every_type(spark: SparkSession) -> DataFrame:
+    return spark.sql(
+        """SELECT 'a "b",\\n' AS text, 12345678901234567 AS whole, 1.50 AS exact,
+        0.1D + 0.2D AS fraction, double('NaN') AS nan, true AS yes, X'00FF' AS bytes,
+        DATE '2024-07-01' AS day, TIMESTAMP '2024-07-01 12:00:00.123456' AS moment,
+        array(1.5D, double('-Infinity')) AS numbers,
+        named_struct('covid', double('NaN'), 'at', TIMESTAMP '2024-07-01 12:00:00') AS nested,
+        map('k', double('Infinity')) AS named, INTERVAL '1' YEAR AS age, DATE '20000-01-01' AS far,
+        CAST(NULL AS struct<a: double>) AS nothing, repeat('x', 100) AS long,
+        CAST(repeat('x', 100) AS binary) AS blob"""
+    )
+
+
+def test_json_is_one_array_with_null_for_nan_and_infinity(of_every_type: DataFrame) -> None:
+    text, said = written("json", of_every_type)
+    (row,) = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert said == []
+    assert row | {"long": "", "blob": ""} == {
+        "text": 'a "b",\n',
+        "whole": 12345678901234567,
+        "exact": 1.5,
+        "fraction": pytest.approx(0.3),
+        "nan": None,
+        "yes": True,
+        "bytes": "AP8=",
+        "day": "2024-07-01",
+        "moment": "2024-07-01T12:00:00.123456Z",
+        "numbers": [1.5, None],
+        "nested": {"covid": None, "at": "2024-07-01T12:00:00.000000Z"},
+        "named": {"k": None},
+        "age": "INTERVAL '1' YEAR",
+        "far": "+20000-01-01",
+        "nothing": None,
+        "long": "",
+        "blob": "",
+    }
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_json_is_an_array_of_any_length_with_a_line_for_each_row(
+    spark: SparkSession, rows: int
+) -> None:
+    text, _ = written("json", spark.range(rows))
+    assert json.loads(text) == [{"id": i} for i in range(rows)]
+    assert text.endswith("]\n") and text.count("\n") == (rows + 2 if rows else 1)
+
+
+def test_json_with_a_name_twice_is_refused_before_anything_is_written(spark: SparkSession) -> None:
+    out = io.StringIO()
+    with pytest.raises(InvalidQuery, match="not twice n"):
+        sql_output.write_json(spark.sql("SELECT 1 AS n, 2 AS n"), out, print)
+    assert out.getvalue() == ""
+
+
+def test_csv_follows_rfc_4180_and_keeps_every_value(of_every_type: DataFrame) -> None:
+    text, said = written("csv", of_every_type)
+    assert said == [] and text.endswith("\r\n")
+    header, row = csv.reader(io.StringIO(text, newline=""), strict=True)
+    assert header == of_every_type.columns
+    cells = dict(zip(header, row, strict=True))
+    assert math.isclose(float(cells.pop("fraction")), 0.3)
+    assert len(cells.pop("blob")) == 4 * math.ceil(100 / 3)  # base64 on one line
+    assert cells == {
+        "text": 'a "b",\n',
+        "whole": "12345678901234567",
+        "exact": "1.50",
+        "nan": "NaN",
+        "yes": "true",
+        "bytes": "AP8=",
+        "day": "2024-07-01",
+        "moment": "2024-07-01T12:00:00.123456Z",
+        "numbers": "[1.5,null]",
+        "nested": '{"covid":null,"at":"2024-07-01T12:00:00.000000Z"}',
+        "named": '{"k":null}',
+        "age": "INTERVAL '1' YEAR",
+        "far": "+20000-01-01",
+        "nothing": "",
+        "long": "x" * 100,
+    }
+
+
+def test_csv_of_no_rows_is_its_header_and_may_have_a_name_twice(spark: SparkSession) -> None:
+    empty = spark.sql("SELECT 1 AS n, 2 AS n").where("false")
+    assert written("csv", empty) == ("n,n\r\n", [])
+
+
+def test_a_query_that_fails_at_once_writes_nothing(spark: SparkSession) -> None:
+    failing = spark.sql("SELECT 1 / (id - 1) FROM range(3)")
+    for style, write in sql_output.FORMATS.items():
+        out = io.StringIO()
+        with pytest.raises(InvalidQuery, match="Division by zero"):
+            write(failing.repartition(1), out, print)
+        assert out.getvalue() == "", style
+
+
+def test_a_table_is_aligned_with_numbers_to_the_right(spark: SparkSession) -> None:
+    result = spark.sql(
+        "SELECT * FROM VALUES ('Covid', 5, 0.1D + 0.2D), ('No Finding', 12345, NULL) "
+        "AS t(label, n, share) ORDER BY n"
+    )
+    text, said = written("table", result)
+    assert text.splitlines() == [
+        "label           n  share",
+        "----------  -----  -----",
+        "Covid           5    0.3",
+        "No Finding  12345   NULL",
+    ]
+    assert said == ["2 rows"]
+
+
+def test_a_table_cuts_long_text_and_gives_the_size_of_binary(of_every_type: DataFrame) -> None:
+    text, _ = written("table", of_every_type.select("long", "bytes", "nested"))
+    cells = text.splitlines()[2].split("  ")
+    assert cells[0] == "x" * 59 + "…"
+    assert cells[1] == "<2 bytes>"
+    assert cells[2].startswith('{"covid":"NaN","at":"2024-07-01T12:00:00')
+
+
+def test_nothing_in_a_table_can_steer_the_terminal(spark: SparkSession) -> None:
+    result = spark.createDataFrame([("\x1b[2Jgone\n\u202e",)], "`\x1b[31mred` string")
+    text, _ = written("table", result)
+    assert "\\x1b[2Jgone\\n\\u202e" in text and "\\x1b[31mred" in text
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_a_table_stops_at_1000_rows_and_says_so(spark: SparkSession) -> None:
+    text, said = written("table", spark.range(1001))
+    assert text.count("\n") == 1002
+    assert said == ["only the first 1,000 rows are shown; csv and json give all"]
+    assert written("table", spark.range(1000))[1] == ["1,000 rows"]
+
+
+def test_rows_are_written_while_spark_still_computes_the_others(spark: SparkSession) -> None:
+    class Full(Exception):
+        """The reader has enough."""
+
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            if self.tell() > 1000:
+                raise Full
+            return super().write(text)
+
+    # Unlike the first partition, the last one can't be computed.
+    late = spark.range(0, 10_000, 1, 4).selectExpr("1 / (9999 - id) AS x")
+    with pytest.raises(Full):
+        sql_output.write_csv(late, Pipe(), print)
