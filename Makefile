@@ -1,0 +1,75 @@
+# Every target sets up what it needs; `make` alone lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# Which Python builds .venv; empty: the first 3.11 found as python3.11, python3 or python.
+PYTHON ?=
+# Of the demo: images that curation keeps of each class, and passes over them.
+IMAGES ?= 120
+EPOCHS ?= 14
+# Options for pytest, as in `make test PYTEST='-k splits -x'`.
+PYTEST ?=
+
+BIN := .venv/bin
+
+.PHONY: help install demo test test-long check lint format clean java
+
+help: ## List the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: .venv/.stamp ## Set up .venv: once, 2 to 5 minutes and about 7 GB
+
+demo: install ## Run the whole chain on drawn radiographs, into demo/ (under 6 minutes)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh $(IMAGES) $(EPOCHS)
+
+test: install ## Run the tests (under 10 minutes)
+	@$(BIN)/python -m pytest -m "not long" $(PYTEST)
+
+test-long: install ## Run the tests that take longer
+	@$(BIN)/python -m pytest -m long $(PYTEST)
+
+check: lint test ## Everything that a change must pass: lint, then test
+
+lint: install ## Check format, ruff's rules and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: install ## Format the code, and mend what ruff can mend
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+clean: ## Remove demo/, caches and builds; .venv stays
+	@rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache spark-warehouse
+	@find cxr_spark jobs schemas conf tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# Spark 4.0 runs on Java 17 and 21, and takes JAVA_HOME's before PATH's.
+java:
+	@java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"; \
+	found=$$("$$java" -version 2>&1 | sed -nE '1,3s/.* version "(1\.[0-9]+|[0-9]+).*/\1/p' | head -n 1) || true; \
+	case "$$found" in 17|21) ;; *) \
+	  echo "cxr_spark needs Java 17 or 21, but '$$java' is $${found:+Java }$${found:-no working Java}:" \
+	    "install one (openjdk-17-jre-headless) or point JAVA_HOME at it." >&2; exit 1;; esac
+
+.venv/.stamp: requirements.lock setup.cfg pyproject.toml | java
+	@is_311='import sys; sys.exit(sys.version_info[:2] != (3, 11))'; python=; \
+	for candidate in $(if $(PYTHON),"$(PYTHON)",python3.11 python3 python); do \
+	  if "$$candidate" -c "$$is_311" 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "cxr_spark needs Python 3.11, but $(if $(PYTHON),'$(PYTHON)' is not one,none was found):" \
+	    "install it (python3.11 with its venv module) or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	if ! "$(BIN)/python" -c "import pip; $$is_311" 2>/dev/null; then \
+	  "$$python" -m venv --clear .venv >/dev/null || { rm -rf .venv; \
+	    echo "'$$python' cannot make a virtual environment: install its venv module (python3.11-venv)." >&2; exit 1; }; \
+	fi
+	@echo "Installing into .venv: 2 to 5 minutes, about 7 GB ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Settings for spark-submit, packaged so that an installed wheel has them too."""

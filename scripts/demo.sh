@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# The whole chain on drawn radiographs, in demo/: what `make demo` runs, with the environment's Python first on PATH.
+# A second run keeps the drawings and the tables, and trains, scores and evaluates one more model.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+images_per_class=$1
+epochs=$2
+warehouse=demo/warehouse
+summaries=demo/summaries
+steps=6
+number=0
+began=$SECONDS
+
+announce() { # TITLE
+  number=$((number + 1))
+  printf '\n[%d/%d, %d s] %s\n' "$number" "$steps" "$((SECONDS - began))" "$1"
+}
+
+job() { # NAME OPTION...: show the command and run it; its summary goes to demo/summaries/NAME.json
+  local name=$1 status=0
+  shift
+  echo "  python jobs/$name.py$(printf ' %q' "$@")"
+  python "jobs/$name.py" "$@" >"$summaries/$name.out" || status=$?
+  tail -n 1 "$summaries/$name.out" >"$summaries/$name.json"
+  if [ "$status" -ne 0 ]; then
+    echo "demo: jobs/$name.py ended with exit code $status; its last words are above." >&2
+    exit "$status"
+  fi
+}
+
+value() { # NAME KEY...: one value of a summary
+  python -c '
+import json, sys
+value = json.load(open(sys.argv[1]))
+for key in sys.argv[2:]:
+    value = value[key]
+print(f"{value:.3f}" if isinstance(value, float) else value)' "$summaries/$1.json" "${@:2}"
+}
+
+# Drawings of another number, or of a run that was stopped, are no use: begin afresh.
+drawn="$images_per_class images a class"
+if [ "$(cat demo/drawn 2>/dev/null)" != "$drawn" ]; then
+  rm -rf demo
+fi
+mkdir -p "$summaries"
+
+announce "Draw synthetic radiographs in the layouts of the four sources"
+if [ -e demo/drawn ]; then
+  echo "  demo/sources is there already"
+else
+  job sample --out demo/sources --images-per-class "$images_per_class"
+  echo "$drawn" >demo/drawn
+fi
+
+announce "Curate: read, select, group duplicates, split by patient, audit, publish"
+job curate --warehouse "$warehouse" --image-size 96 --nih demo/sources/nih --covid demo/sources/covid \
+  --pneumonia demo/sources/pneumonia --tuberculosis demo/sources/tuberculosis
+
+announce "Train a classifier in two processes (the longest step)"
+job train --warehouse "$warehouse" --models demo/models --epochs "$epochs"
+model=$(value train model)
+version=$(value train model_version)
+
+announce "Score the test images"
+job score --warehouse "$warehouse" --model "$model" --split test
+
+announce "Evaluate against the labels, and write the report"
+job evaluate --warehouse "$warehouse" --model-version "$version" --report demo/report.html
+
+announce "Ask in SQL: how many test images of each class were recognised?"
+question="SELECT label, count(*) AS images, sum(CASE WHEN predicted_label = label THEN 1 ELSE 0 END) AS recognised,
+  round(avg(confidence), 2) AS mean_confidence
+FROM images JOIN predictions USING (image_id)
+WHERE split = 'test' AND model_version = '$version' GROUP BY label ORDER BY label"
+echo "$question" | sed 's/^/  /'
+python jobs/query.py --warehouse "$warehouse" "$question"
+
+cat <<END
+
+Done in $((SECONDS - began)) s.
+  CCE on test          $(value evaluate outputs cce)   (categorical cross-entropy in nats; lower is better)
+  knowing the source   $(value evaluate outputs cce_source_only)   (on the same rows, by the class shares of each source alone)
+  knowing nothing      $(value evaluate outputs cce_prior)   (on the same rows, by the class shares of train)
+  report               demo/report.html
+
+Try next:
+  why files were left out   .venv/bin/python jobs/query.py --warehouse $warehouse "SELECT source, reason, count(*) AS files FROM rejects GROUP BY ALL"
+  an SQL prompt             .venv/bin/python jobs/query.py --warehouse $warehouse
+  score a folder of files   .venv/bin/python jobs/score.py --warehouse $warehouse --model $model --input demo/sources/tuberculosis
+  your own copies           .venv/bin/python jobs/curate.py --warehouse DIR --nih DIR --pneumonia DIR ...
+END
