@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?=
 # Of the demo: images that curation keeps of each class, and passes over them.
 IMAGES ?= 120
-EPOCHS ?= 14
+EPOCHS ?= 12
 # Options for pytest, as in `make test PYTEST='-k splits -x'`.
 PYTEST ?=
 

@@ -304,7 +304,7 @@ def make_optimizer(model: nn.Module, learning_rate: float) -> AdamW:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=learning_rate)
+    return AdamW(groups, lr=learning_rate, fused=True)
 
 
 def learning_rate_share(step: int, steps: int) -> float:

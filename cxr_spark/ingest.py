@@ -186,7 +186,8 @@ def _commit_piece(
         F.lit(run.run_id).alias("run_id"),
     )
     path, contract = warehouse.path("pixels"), tables.contract("pixels")
-    staged = staging.stage(rows, path, contract.schema)
+    # Files never read have no content, and so no row in pixels; here they are still among the rows.
+    staged = staging.stage(rows, path, contract.schema, required=())
     written = delta.read_staged(spark, staged)
     contents = written.select(*SAME_FILE, "content_sha256", "reason", "detail").persist()
     there = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint()).select(
@@ -199,7 +200,7 @@ def _commit_piece(
         return contents
     if new_rows < staged.num_rows:
         fresh = written.join(F.broadcast(new), on="image_id", how="left_semi")
-        staged = staging.stage(fresh, path, contract.schema, key=contract.key)
+        staged = staging.stage(fresh, path, contract.schema)
     run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id)
     return contents
 

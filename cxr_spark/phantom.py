@@ -90,8 +90,8 @@ def _radiograph(chest: Chest, opacity: FloatImage, rng: np.random.Generator) -> 
     """Attenuation along each ray: soft tissue less the air that is left, plus vessels and bones."""
     frame, anatomy = chest.frame, chest.anatomy
     heart = frame.mask(outlines.heart(anatomy), 0.010)
-    vessels_above = frame.mask(outlines.mediastinum(anatomy), 0.008)
-    solid = 1 - (1 - 0.93 * heart) * (1 - 0.93 * vessels_above)
+    great_vessels = frame.mask(outlines.mediastinum(anatomy), 0.008)
+    solid = 1 - (1 - 0.93 * heart) * (1 - 0.93 * great_vessels)
     depth = np.maximum(chest.depths[0], chest.depths[1])
     lungs = np.maximum(chest.lungs[0], chest.lungs[1])
     air = lungs * (0.45 + 0.55 * np.sqrt(np.clip(depth / 0.22, 0, 1)))

@@ -30,6 +30,7 @@ class Chest:
 
 
 def clear(chest: Chest, severity: float, side: int, rng: np.random.Generator) -> FloatImage:
+    """Nothing: the finding shows in the anatomy alone, or there is none."""
     return np.zeros_like(chest.lungs[0])
 
 
@@ -200,6 +201,7 @@ def tuberculosis(chest: Chest, severity: float, side: int, rng: np.random.Genera
 def _apex(
     chest: Chest, severity: float, side: int, rng: np.random.Generator, cavity: bool = True
 ) -> FloatImage:
+    """One apex: infiltrate, strands to the hilum, nodules, and the cavity where there is one."""
     x, y = chest.frame.grid
     anatomy, frame, index = chest.anatomy, chest.frame, SIDES.index(side)
     centre_y = anatomy.apex + rng.uniform(0.20, 0.32)

@@ -111,7 +111,7 @@ def write_sample(
     with _staged(Path(os.path.abspath(out))) as folder:
         rng = np.random.default_rng([seed])
         images = layouts.nih_images(images_per_class, rng)
-        pictures = _pictures(images, images_per_class, rng)
+        pictures = layouts.all_pictures(images, images_per_class, rng)
         boxes = _draw_all(folder, pictures, seed, canvas, progress)
         _write_nih_tables(folder / "nih", images, boxes, rng)
         for name in ("Normal", "Tuberculosis"):
@@ -142,19 +142,6 @@ def _staged(out: Path) -> Iterator[Path]:
         folder.replace(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _pictures(
-    images: Sequence[NihImage], images_per_class: int, rng: np.random.Generator
-) -> list[Picture]:
-    pictures = layouts.nih_pictures(images, 0, rng)
-    for source in (
-        layouts.pneumonia_pictures,
-        layouts.covid_pictures,
-        layouts.tuberculosis_pictures,
-    ):
-        pictures += source(images_per_class, len(pictures), rng)
-    return pictures
 
 
 def _draw_all(

@@ -32,18 +32,7 @@ OUTSIDE_LABEL = (("Nodule",), ("Mass",), ("Mass", "Nodule"))
 TB_FOLDER = "tuberculosis/TB_Chest_Radiography_Database"
 TEST_SHARE = 0.23
 IMPLAUSIBLE_AGES = {3: 148, 7: 413}  # by place of the patient; the original has 16 of them
-_SPLIT_CYCLE = (
-    "train",
-    "test",
-    "train",
-    "val",
-    "train",
-    "train",
-    "test",
-    "train",
-    "train",
-    "train",
-)
+_OTHER_SPLITS = {1: "test", 3: "val", 6: "test"}  # by the last digit of the place; else train
 
 
 class Picture(NamedTuple):
@@ -131,15 +120,23 @@ def _runs(pool: Sequence[_Shown], rng: np.random.Generator) -> Iterable[Sequence
         start = stop
 
 
-def nih_pictures(
-    images: Sequence[NihImage], number: int, rng: np.random.Generator
+def all_pictures(
+    images: Sequence[NihImage], images_per_class: int, rng: np.random.Generator
 ) -> list[Picture]:
-    """The files of the rows, in order over images_001 to images_003, numbered from `number` on.
+    """Every file to draw; images are the rows of the NIH source."""
+    pictures = nih_pictures(images, rng)
+    for source in (pneumonia_pictures, covid_pictures, tuberculosis_pictures):
+        pictures += source(images_per_class, len(pictures), rng)
+    return pictures
+
+
+def nih_pictures(images: Sequence[NihImage], rng: np.random.Generator) -> list[Picture]:
+    """The files of the rows, in order over images_001 to images_003, numbered from 0 on.
 
     A row whose file is missing or empty has no picture, and the last picture has no row.
     """
     unlisted = NihImage("99999999_000.png", ("No Finding",), 0, 0, 0, "", "", "", "")
-    pictures = []
+    pictures: list[Picture] = []
     for place, image in enumerate([*images, unlisted]):
         if image.trap in ("missing", "empty"):
             continue
@@ -147,7 +144,7 @@ def nih_pictures(
         mode = str(rng.choice(["L", "LA", "RGBA"], p=[0.94, 0.03, 0.03]))
         mode = {1: "LA", 2: "RGBA"}.get(place, mode)
         path = f"{folder}/{image.name}"
-        pictures.append(Picture(path, image.findings, number + place, NIH_SIDE, mode, "PNG"))
+        pictures.append(Picture(path, image.findings, len(pictures), NIH_SIDE, mode, "PNG"))
     return pictures
 
 
@@ -159,7 +156,10 @@ def nih_folder(place: int, images: Sequence[NihImage]) -> int:
 def pneumonia_pictures(
     images_per_class: int, number: int, rng: np.random.Generator
 ) -> list[Picture]:
-    """The pneumonia source: its half of the Pneumonia images, and a few NORMAL ones."""
+    """The pneumonia source: its half of the Pneumonia images, and a few NORMAL ones.
+
+    `number` is the first picture's here and in the other sources.
+    """
     names = [*_pneumonia_names(images_per_class // 2, rng), *_normal_names(OTHERS, rng)]
     return [
         Picture(
@@ -174,12 +174,17 @@ def pneumonia_pictures(
     ]
 
 
+def _split(place: int) -> str:
+    """The folder of a source without official lists that a place in it falls to."""
+    return _OTHER_SPLITS.get(place % 10, "train")
+
+
 def _pneumonia_names(count: int, rng: np.random.Generator) -> list[tuple[str, str, str]]:
     """(split, folder, name); a patient (subtype and number) has one to three, in one split."""
     names: list[tuple[str, str, str]] = []
     patients = rng.permutation(max(1900, count)) + 1
     for place, patient in enumerate(patients):
-        subtype, split = str(rng.choice(["bacteria", "virus"])), _SPLIT_CYCLE[place % 10]
+        subtype, split = str(rng.choice(["bacteria", "virus"])), _split(place)
         first = 3 * int(patient)
         for image in range(int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))):
             if len(names) == count:
@@ -192,7 +197,7 @@ def _normal_names(count: int, rng: np.random.Generator) -> list[tuple[str, str, 
     forms = ("IM-{:04d}-0001.jpeg", "NORMAL2-IM-{:04d}-0001.jpeg", "IM-{:04d}-0001-0002.jpeg")
     numbers = rng.permutation(1400)[:count] + 1
     return [
-        (_SPLIT_CYCLE[place % 10], "NORMAL", forms[place % 3].format(number))
+        (_split(place), "NORMAL", forms[place % 3].format(number))
         for place, number in enumerate(numbers)
     ]
 
@@ -207,14 +212,14 @@ def covid_pictures(images_per_class: int, number: int, rng: np.random.Generator)
         suffix = ".jpg" if place % 5 else (".png" if format_ == "PNG" else ".jpeg")
         space = " " if place % 7 == 5 else ""
         name = f"COVID19{space}({own}){suffix}"
-        files.append((_SPLIT_CYCLE[place % 10], "COVID19", name, "Covid", format_))
+        files.append((_split(place), "COVID19", name, "Covid", format_))
     for split, folder, name in _normal_names(OTHERS, rng):
         files.append((split, folder, name, "No Finding", "JPEG"))
     for split, folder, name in _pneumonia_names(OTHERS, rng):
         files.append((split, folder, name, "Pneumonia", "JPEG"))
     for place, own in enumerate(sorted(rng.permutation(700)[:OTHERS] + 1)):
         name = f"Tuberculosis-{own}.png"
-        files.append((_SPLIT_CYCLE[place], "TURBERCULOSIS", name, "Tuberculosis", "PNG"))
+        files.append((_split(place), "TURBERCULOSIS", name, "Tuberculosis", "PNG"))
     return [
         Picture(
             f"covid/{split}/{folder}/{name}",

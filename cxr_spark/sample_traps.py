@@ -49,7 +49,7 @@ def _is_other(picture: Picture) -> bool:
 
 def _copies(folder: Path, images: Sequence[NihImage], pictures: Sequence[Picture]) -> Counter[str]:
     """Byte copies: across sources with the same label and with another, and inside a class."""
-    numbers = max(570, len(pictures))  # above what the layouts use
+    above = max(1900, len(pictures))  # the numbers that the layouts use
     covid = folder / "covid/train/COVID19"
     pneumonia = folder / "pneumonia/chest_xray/train/PNEUMONIA"
     pneumonia.mkdir(parents=True, exist_ok=True)
@@ -57,9 +57,11 @@ def _copies(folder: Path, images: Sequence[NihImage], pictures: Sequence[Picture
     conflicting = next(image for image in images if image.trap == "conflict")
     shared = next(image for image in images if image.findings == ("Pneumonia",))
     repeated = next(picture for picture in pictures if picture.findings == ("Covid",))
-    shutil.copyfile(folder / by_name[conflicting.name].path, covid / f"COVID19({numbers + 1}).jpg")
-    shutil.copyfile(folder / repeated.path, covid / f"COVID19({numbers + 2}).jpg")
-    shutil.copyfile(folder / by_name[shared.name].path, pneumonia / "person1999_virus_5999.jpeg")
+    shutil.copyfile(folder / by_name[conflicting.name].path, covid / f"COVID19({above + 1}).jpg")
+    shutil.copyfile(folder / repeated.path, covid / f"COVID19({above + 2}).jpg")
+    shutil.copyfile(
+        folder / by_name[shared.name].path, pneumonia / f"person{above + 1}_virus_{3 * above}.jpeg"
+    )
     return Counter(label_conflict=2, duplicate=2)
 
 

@@ -109,7 +109,7 @@ def score_images(
     todo = rows.join(scored, on=["image_id", "content_sha256"], how="left_anti")
     run.counts["listed"] = images.count()
     nothing = F.lit(None).cast("string")
-    columns = {"images_version": F.lit(version), "reason": nothing, "detail": nothing}
+    columns = {"images_version": F.lit(version).cast("long"), "reason": nothing, "detail": nothing}
     _score(spark, warehouse, todo.withColumns(columns), model_folder, card, run)
 
 

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyspark import SparkContext
@@ -28,24 +29,48 @@ SETTINGS = {
 # In local mode nothing needs to be reached from another machine.
 LOOPBACK = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
 GIBIBYTE = 1 << 30
+WATCH_SECONDS = 10.0
 
 
 @contextmanager
-def spark_session(app_name: str) -> Iterator[SparkSession]:
+def spark_session(
+    app_name: str, say: Callable[[str], None] | None = None
+) -> Iterator[SparkSession]:
     """A session for the length of a block; stopped at its end only if it was started here.
 
     Under spark-submit the JVM is there already and heap settings come too late: a heap that
     isn't what the settings say is reported on stderr.
+
+    Args:
+        app_name: as Spark's own pages show it.
+        say: takes a line on how far Spark is, each ten seconds of a long stage; where stderr is a
+            terminal, Spark's own bar shows that.
     """
     running = SparkSession.getActiveSession()
     if running is not None:
         yield running
         return
     spark = _start(app_name)
+    ended = threading.Event()
+    if say is not None and not sys.stderr.isatty():
+        threading.Thread(target=_watch, args=(spark, say, ended), daemon=True).start()
     try:
         yield spark
     finally:
+        ended.set()
         spark.stop()
+
+
+def _watch(spark: SparkSession, say: Callable[[str], None], ended: threading.Event) -> None:
+    tracker = spark.sparkContext.statusTracker()
+    spoken: set[tuple[int, int]] = set()
+    while not ended.wait(WATCH_SECONDS):
+        for stage in tracker.getActiveStageIds():
+            info = tracker.getStageInfo(stage)
+            if info is None or info.numTasks == 1 or (stage, info.numCompletedTasks) in spoken:
+                continue
+            spoken.add((stage, info.numCompletedTasks))
+            say(f"Spark: {info.numCompletedTasks} of {info.numTasks} tasks done")
 
 
 def _start(app_name: str) -> SparkSession:

@@ -29,7 +29,9 @@ class DeltaError(ValueError):
 
 
 class SchemaMismatch(DeltaError):
-    """A frame's columns differ from the table's contract."""
+    """A frame's columns differ from the table's contract: no fault of the user's input."""
+
+    status = "failed"
 
 
 class StagedFile(NamedTuple):
@@ -62,7 +64,7 @@ def stage(
     schema: T.StructType,
     *,
     partition_by: Sequence[str] = (),
-    key: Sequence[str] = (),
+    required: Sequence[str] | None = None,
     max_records_per_file: int = 0,
 ) -> Staged:
     """Write the frame with Spark's Parquet writer into a fresh folder under the table.
@@ -72,19 +74,22 @@ def stage(
         table: the table's folder; made if it is missing.
         schema: the contract; a frame that differs is refused before anything is written.
         partition_by: columns that become folders.
-        key: columns that must not be null, checked while writing.
+        required: columns that must not be null, checked while writing; by default those that
+            `schema` says are not nullable.
         max_records_per_file: rows a file at most; 0 is no bound.
 
     Raises:
-        SchemaMismatch: columns are missing, unknown or of another type.
-        DeltaError: a key column is null, or the files seen here don't hold the rows that Spark
-            wrote (driver and executors don't share the storage).
+        SchemaMismatch: columns are missing, unknown or of another type, or a required one is null.
+        DeltaError: the files seen here don't hold the rows that Spark wrote (driver and executors
+            don't share the storage).
     """
     _check_root(table)
     seen = Observation()
     folder = Path(table).absolute() / f"j-{uuid.uuid4().hex}"
-    null_keys = [F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in key]
-    rows = conform(frame, schema).observe(seen, F.count(F.lit(1)).alias("rows"), *null_keys)
+    if required is None:
+        required = [field.name for field in schema if not field.nullable]
+    null_counts = [F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in required]
+    rows = conform(frame, schema).observe(seen, F.count(F.lit(1)).alias("rows"), *null_counts)
     writer = rows.write.option("maxRecordsPerFile", max_records_per_file)
     writer.partitionBy(*partition_by).parquet(str(folder))
     staged = _staged(table, schema, tuple(partition_by), sorted(folder.rglob("*.parquet")))
@@ -145,7 +150,7 @@ def _check_root(table: str) -> None:
 def _check_written(staged: Staged, seen: Mapping[str, Any]) -> None:
     nulls = {n.removeprefix("null_"): c for n, c in seen.items() if n.startswith("null_") and c}
     if nulls:
-        raise DeltaError(f"{staged.table}: null in the key columns {nulls}")
+        raise SchemaMismatch(f"{staged.table}: null in the required columns {nulls}")
     if staged.num_rows != seen["rows"]:
         raise DeltaError(
             f"{staged.table}: Spark wrote {seen['rows']} rows, {staged.num_rows} are found here: "

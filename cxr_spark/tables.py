@@ -143,7 +143,6 @@ class Warehouse:
             self.path(name),
             table.schema,
             partition_by=table.partition_by,
-            key=table.key,
             max_records_per_file=max_records_per_file,
         )
 

@@ -10,7 +10,7 @@ from cxr_spark.tables import Warehouse
 EXAMPLES = """examples:
   curate.py --warehouse warehouse --nih NIH_DIR --pneumonia PNEUMONIA_DIR
   curate.py --warehouse warehouse --covid COVID_DIR     add a source; those not named stay
-Only new and changed files are read. Every file is a row of images or of rejects, with its reason."""
+Only new and changed files are read. Each file is a row of images or of rejects, with its reason."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     warehouse = Warehouse(options.warehouse)
     listed = ingest.list_sources(folders)
     run.lock(warehouse.root, "curate")
-    with spark_session("cxr_spark curate") as spark:
+    with spark_session("cxr_spark curate", run.say) as spark:
         files, staged = ingest.ingest(spark, warehouse, listed, preprocessing, run)
         images_raw = curate.Change(files, staged)
         curate.curate(spark, warehouse, images_raw, preprocessing, run)

@@ -31,7 +31,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     """Evaluate, then write the report if one is asked for."""
     warehouse = Warehouse(options.warehouse)
     report_file = report.target(options.report) if options.report else None
-    with spark_session("cxr_spark evaluate") as spark:
+    with spark_session("cxr_spark evaluate", run.say) as spark:
         evaluation = evaluate(
             spark,
             warehouse,

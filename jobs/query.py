@@ -43,7 +43,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise job.InputError("the query is empty")
-    with spark_session("cxr_spark query") as spark:
+    with spark_session("cxr_spark query", run.say) as spark:
         spark.sparkContext.setLogLevel("OFF")  # an error comes as one message, not as Java's trace
         views = sql.Views(spark, warehouse, at, run)
 

@@ -37,7 +37,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     warehouse = Warehouse(options.warehouse)
     version = load_card(options.model).model_version
     run.extra["model_version"] = version
-    with spark_session("cxr_spark score") as spark:
+    with spark_session("cxr_spark score", run.say) as spark:
         if options.input:
             run.lock(warehouse.root, f"score-{version}")
             score.score_folders(spark, warehouse, options.model, options.input, run)

@@ -27,7 +27,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     train_options = TrainOptions.of(options)
     warehouse = Warehouse(options.warehouse)
     warehouse.current("images")  # refuses at once, before Spark starts
-    with spark_session("cxr_spark train") as spark:
+    with spark_session("cxr_spark train", run.say) as spark:
         train(spark, warehouse, options.models, train_options, run)
 
 

@@ -17,11 +17,15 @@ announce() { # TITLE
   printf '\n[%d/%d, %d s] %s\n' "$number" "$steps" "$((SECONDS - began))" "$1"
 }
 
+hush() { # what the JVM and Spark say at each start, and what tells nothing here
+  grep --line-buffered -vE '^WARNING: Using incubator|default log4j profile|^Setting default log level|^To adjust logging|WARN (NativeCodeLoader|Utils):' || true
+}
+
 job() { # NAME OPTION...: show the command and run it; its summary goes to demo/summaries/NAME.json
   local name=$1 status=0
   shift
   echo "  python jobs/$name.py$(printf ' %q' "$@")"
-  python "jobs/$name.py" "$@" >"$summaries/$name.out" || status=$?
+  python "jobs/$name.py" "$@" 2>&1 >"$summaries/$name.out" | hush >&2 || status=$?
   tail -n 1 "$summaries/$name.out" >"$summaries/$name.json"
   if [ "$status" -ne 0 ]; then
     echo "demo: jobs/$name.py ended with exit code $status; its last words are above." >&2
@@ -74,7 +78,7 @@ question="SELECT label, count(*) AS images, sum(CASE WHEN predicted_label = labe
 FROM images JOIN predictions USING (image_id)
 WHERE split = 'test' AND model_version = '$version' GROUP BY label ORDER BY label"
 echo "$question" | sed 's/^/  /'
-python jobs/query.py --warehouse "$warehouse" "$question"
+python jobs/query.py --warehouse "$warehouse" "$question" 2> >(hush >&2)
 
 cat <<END
 

@@ -10,9 +10,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cxr_spark import phantom
+
 Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def draw_at_96(label: str, number: int) -> Images:
+    """A radiograph as the sample draws it, brought to (96, 96) as curation would."""
+    cv2.setNumThreads(1)
+    pixels = phantom.draw([label], [7, number]).pixels
+    return np.asarray(cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def thumbnails(images: Images, side: int = 8) -> Features:

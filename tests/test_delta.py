@@ -60,7 +60,7 @@ def table(tmp_path: Path) -> str:
 
 def _written(spark: SparkSession, table: str, rows: list[Row], mode: str = "append") -> int:
     frame = spark.createDataFrame(rows, SCHEMA)
-    staged = staging.stage(frame, table, SCHEMA, partition_by=["part"], key=["key"])
+    staged = staging.stage(frame, table, SCHEMA, partition_by=["part"], required=["key"])
     return delta.commit(staged, run_id="r", mode=mode)
 
 
@@ -131,8 +131,8 @@ def test_a_table_of_another_schema_is_refused_at_the_commit(
 
 def test_a_null_key_is_refused(spark: SparkSession, table: str) -> None:
     frame = spark.createDataFrame([ROWS[0].asDict() | {"key": None}], SCHEMA)
-    with pytest.raises(staging.DeltaError, match="key"):
-        staging.stage(frame, table, SCHEMA, key=["key"])
+    with pytest.raises(staging.SchemaMismatch, match="key"):
+        staging.stage(frame, table, SCHEMA, required=["key"])
 
 
 def test_missing_tables_and_versions_are_named(spark: SparkSession, table: str) -> None:

@@ -1,15 +1,22 @@
 """Drawn radiographs: the same for a seed, with each disease where it shows, and no shortcuts."""
 
+import multiprocessing
+
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from cxr_spark import phantom
+from cxr_spark.augment import augment
+from cxr_spark.fit import learning_rate_share, make_optimizer
 from cxr_spark.labels import CLASSES
+from cxr_spark.models import build_model, standardise
 from cxr_spark.phantom_anatomy import random_anatomy
 from cxr_spark.phantom_findings import FINDINGS
-from tests.shortcuts import border, brightness, linear_cce, thumbnails
+from tests.shortcuts import border, brightness, cross_entropy, draw_at_96, linear_cce, thumbnails
 
 CANVAS = 128
 
@@ -135,3 +142,51 @@ def test_neither_thumbnails_nor_borders_nor_brightness_give_the_class_away_to_a_
     assert linear_cce(thumbnails(images), labels, cut) > 1.5
     assert linear_cce(border(images), labels, cut) > 2.1
     assert linear_cce(brightness(images), labels, cut) > 2.1
+
+
+@pytest.mark.long
+def test_a_small_cnn_sees_what_linear_models_on_thumbnails_and_borders_do_not() -> None:
+    in_train, in_test = 90, 30
+    plan = [(label, number) for number in range(in_train + in_test) for label in CLASSES]
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        images = np.array(pool.starmap(draw_at_96, plan, chunksize=18))
+    labels = np.array([CLASSES.index(label) for label, _ in plan])
+    cut = in_train * len(CLASSES)
+    cnn = cross_entropy(cnn_probabilities(images[:cut], labels[:cut], images[cut:]), labels[cut:])
+    assert 0.05 < cnn < 0.6, "learnable, but not at a glance"
+    assert linear_cce(thumbnails(images), labels, cut) > max(1.2, cnn + 0.5)
+    assert linear_cce(border(images), labels, cut) > max(2.1, cnn + 0.5)
+    assert linear_cce(brightness(images), labels, cut) > max(2.1, cnn + 0.5)
+
+
+def cnn_probabilities(
+    train: NDArray[np.uint8], labels: NDArray[np.int64], test: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """What a resnet18 says of the test images after it has seen some 11,000 training images."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    mean, std = float(train.mean() / 255), float(train.std() / 255)
+    inputs, tests = (
+        standardise(torch.from_numpy(images)[:, None], mean, std) for images in (train, test)
+    )
+    model = build_model("resnet18").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(model, 2e-3)
+    steps = 11_000 // 32
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_share(step, steps)
+    )
+    order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(14)])
+    for rows in order[: 32 * steps].split(32):
+        batch = augment(inputs[rows], generator).contiguous(memory_format=torch.channels_last)
+        loss = functional.cross_entropy(
+            model(batch), torch.from_numpy(labels)[rows], label_smoothing=0.05
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.cat([model(batch) for batch in tests.split(64)])
+    return logits.double().softmax(dim=1).numpy()

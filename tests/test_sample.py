@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cxr_spark import sample
+from cxr_spark import sample_layouts as layouts
 from cxr_spark.labels import CLASSES, OTHER_FINDINGS, SELECTED
 from cxr_spark.sample_layouts import FOLDER_SIDES, NIH_SIDE, TUBERCULOSIS_SIDE, Picture
 from tests.conftest import Finished
@@ -112,6 +113,18 @@ def test_exactly_the_images_asked_for_survive_and_the_rest_is_told_by_reason(
     assert rejects == written.rejects
     files = Counter(path.relative_to(folder).parts[0] for path in image_files(folder))
     assert files == written.files
+
+
+def test_no_two_files_show_the_same_patient_but_the_one_that_is_wrapped_twice() -> None:
+    rng = np.random.default_rng(0)
+    pictures = layouts.all_pictures(layouts.nih_images(9, rng), 9, rng)
+    assert len({picture.path for picture in pictures}) == len(pictures)
+    twice = [n for n, count in Counter(p.number for p in pictures).items() if count > 1]
+    same = [picture for picture in pictures if picture.number in twice]
+    assert [Path(picture.path).name for picture in same] == [
+        "Tuberculosis-1.png",
+        "Tuberculosis-10.png",
+    ]
 
 
 def test_one_image_a_class_is_enough_for_every_trap(tmp_path: Path) -> None:
@@ -299,7 +312,13 @@ def test_an_empty_folder_is_filled_and_progress_ends_at_the_total(tmp_path: Path
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(SELECTED)
 
 
-@pytest.mark.parametrize("label", ["Pneumonia", "No Finding"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "Pneumonia",
+        *(pytest.param(label, marks=pytest.mark.long) for label in ("No Finding", "Effusion")),
+    ],
+)
 def test_a_linear_model_on_thumbnails_guesses_the_source_no_better_than_chance(
     label: str, tmp_path: Path
 ) -> None:
@@ -307,7 +326,7 @@ def test_a_linear_model_on_thumbnails_guesses_the_source_no_better_than_chance(
     ways = [(NIH_SIDE, "L", "PNG"), (TUBERCULOSIS_SIDE, "RGB", "PNG")]
     ways += [(FOLDER_SIDES[0], "L", "JPEG"), (FOLDER_SIDES[-1], "RGB", "JPEG")]
     images, truth = [], []
-    for number in range(240):
+    for number in range(200):
         side, mode, form = ways[number % 4]
         picture = Picture("x", (label,), number, side // 4, mode, form)
         path, _ = sample.draw_picture(tmp_path, picture, seed=11, canvas=128)
@@ -315,8 +334,8 @@ def test_a_linear_model_on_thumbnails_guesses_the_source_no_better_than_chance(
             images.append(np.asarray(image.convert("L").resize((96, 96), Image.Resampling.BOX)))
         truth.append(number % 4)
     features, labels = thumbnails(np.array(images)), np.array(truth)
-    cut = 160
+    cut = 130
     guesses = linear_probabilities(features[:cut], labels[:cut], features[cut:]).argmax(axis=1)
     right = int((guesses == labels[cut:]).sum())
-    # 80 guesses at 1 in 4: 20 expected, and more than 30 come by luck once in 200 times.
-    assert right <= 30
+    # 70 guesses at 1 in 4: 17.5 expected, and more than 28 come by luck once in 250 times.
+    assert right <= 28
