@@ -161,7 +161,7 @@ def commit(staged: Staged, *, run_id: str, mode: str = "append") -> int:
     """
     properties = CommitProperties(custom_metadata={"run_id": run_id}, max_commit_retries=20)
     adds = _add_actions(staged)
-    delta_schema = Schema.from_json(_nullable(staged.schema).json())
+    delta_schema = Schema.from_json(staged.schema.json())
     if not DeltaTable.is_deltatable(staged.table):
         create_table_with_add_actions(
             staged.table,
@@ -213,8 +213,3 @@ def _check_table_schema(target: DeltaTable, staged: Staged) -> None:
 
 def _spark_schema(target: DeltaTable) -> T.StructType:
     return T.StructType.fromJson(json.loads(target.schema().to_json()))
-
-
-def _nullable(schema: T.StructType) -> T.StructType:
-    # A NOT NULL column in the log lets a Spark write commit a table that can't be opened again.
-    return T.StructType([T.StructField(f.name, f.dataType, True, f.metadata) for f in schema])

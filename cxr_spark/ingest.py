@@ -187,7 +187,7 @@ def _commit_piece(
     )
     path, contract = warehouse.path("pixels"), tables.contract("pixels")
     # Files never read have no content, and so no row in pixels; here they are still among the rows.
-    staged = staging.stage(rows, path, contract.schema, required=())
+    staged = staging.stage(rows, path, contract.schema)
     written = delta.read_staged(spark, staged)
     contents = written.select(*SAME_FILE, "content_sha256", "reason", "detail").persist()
     there = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint()).select(
@@ -200,7 +200,7 @@ def _commit_piece(
         return contents
     if new_rows < staged.num_rows:
         fresh = written.join(F.broadcast(new), on="image_id", how="left_semi")
-        staged = staging.stage(fresh, path, contract.schema)
+        staged = staging.stage(fresh, path, contract.schema, required=contract.required)
     run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id)
     return contents
 

@@ -64,7 +64,7 @@ def stage(
     schema: T.StructType,
     *,
     partition_by: Sequence[str] = (),
-    required: Sequence[str] | None = None,
+    required: Sequence[str] = (),
     max_records_per_file: int = 0,
 ) -> Staged:
     """Write the frame with Spark's Parquet writer into a fresh folder under the table.
@@ -74,8 +74,7 @@ def stage(
         table: the table's folder; made if it is missing.
         schema: the contract; a frame that differs is refused before anything is written.
         partition_by: columns that become folders.
-        required: columns that must not be null, checked while writing; by default those that
-            `schema` says are not nullable.
+        required: columns that must not be null, checked while writing.
         max_records_per_file: rows a file at most; 0 is no bound.
 
     Raises:
@@ -86,8 +85,6 @@ def stage(
     _check_root(table)
     seen = Observation()
     folder = Path(table).absolute() / f"j-{uuid.uuid4().hex}"
-    if required is None:
-        required = [field.name for field in schema if not field.nullable]
     null_counts = [F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in required]
     rows = conform(frame, schema).observe(seen, F.count(F.lit(1)).alias("rows"), *null_counts)
     writer = rows.write.option("maxRecordsPerFile", max_records_per_file)

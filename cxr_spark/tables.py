@@ -39,6 +39,7 @@ class Contract(NamedTuple):
     """What schemas/<table>.json says of a table."""
 
     schema: T.StructType
+    required: tuple[str, ...]
     key: tuple[str, ...]
     partition_by: tuple[str, ...]
     description: str
@@ -49,8 +50,13 @@ def contract(name: str) -> Contract:
     """The contract of a table, read from the packaged schemas."""
     text = resources.files("cxr_spark.schemas").joinpath(f"{name}.json").read_text("utf-8")
     content = json.loads(text)
+    fields = T.StructType.fromJson(content).fields
+    # To Spark and in the log every column is nullable: both would believe a promise that a write
+    # has broken, and give a file or a table that can't be opened. `staging.stage` checks instead.
+    nullable = [T.StructField(f.name, f.dataType, True, f.metadata) for f in fields]
     return Contract(
-        T.StructType.fromJson(content),
+        T.StructType(nullable),
+        tuple(field.name for field in fields if not field.nullable),
         tuple(content["key"]),
         tuple(content["partition_by"]),
         content["description"],
@@ -143,6 +149,7 @@ class Warehouse:
             self.path(name),
             table.schema,
             partition_by=table.partition_by,
+            required=table.required,
             max_records_per_file=max_records_per_file,
         )
 
