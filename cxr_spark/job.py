@@ -145,12 +145,15 @@ def start(
     """
     run = Run(job)
     signal.signal(signal.SIGTERM, _stop)
+    options, error = argparse.Namespace(), ""
+    try:
+        options = options_parser.parse_args()
+    except InputError as raised:
+        run.status, error = _outcome(raised)
     with _summary_stream(prints_result) as summary_stream:
-        options = argparse.Namespace()
-        error = ""
         try:
-            options = options_parser.parse_args()
-            main(options, run)
+            if run.status == "finished":
+                main(options, run)
         except (Exception, Stopped, KeyboardInterrupt) as raised:
             run.status, error = _outcome(raised)
         finished_at = datetime.now(UTC)

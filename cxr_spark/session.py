@@ -4,8 +4,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
@@ -15,7 +16,7 @@ SETTINGS = {
     "spark.master": "local[*]",
     "spark.driver.memory": "2g",
     "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
+    "spark.ui.showConsoleProgress": "false",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.parquet.compression.codec": "zstd",
@@ -43,8 +44,7 @@ def spark_session(
 
     Args:
         app_name: as Spark's own pages show it.
-        say: takes a line on how far Spark is, each ten seconds of a long stage; where stderr is a
-            terminal, Spark's own bar shows that.
+        say: takes a line on how far Spark is, each ten seconds of a long stage.
     """
     running = SparkSession.getActiveSession()
     if running is not None:
@@ -52,13 +52,15 @@ def spark_session(
         return
     spark = _start(app_name)
     ended = threading.Event()
-    if say is not None and not sys.stderr.isatty():
+    if say is not None:
         threading.Thread(target=_watch, args=(spark, say, ended), daemon=True).start()
     try:
         yield spark
     finally:
         ended.set()
-        spark.stop()
+        # A SIGTERM to the whole process group has taken the JVM, and how the job ended counts.
+        with suppress(Py4JError, OSError):
+            spark.stop()
 
 
 def _watch(spark: SparkSession, say: Callable[[str], None], ended: threading.Event) -> None:

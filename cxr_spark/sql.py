@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 from py4j.java_gateway import JavaObject
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
 from cxr_spark import sql_gate, tables
@@ -53,7 +55,8 @@ def interruptible(spark: SparkSession, work: Callable[[], None]) -> None:
             done.result()
         except BaseException:
             while not done.done():  # once is not enough: it may be between two jobs
-                spark.sparkContext.cancelAllJobs()
+                with suppress(Py4JError):  # the JVM may be gone, which ends the work as well
+                    spark.sparkContext.cancelAllJobs()
                 wait([done], timeout=0.2)
             raise
 
