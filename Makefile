@@ -46,7 +46,7 @@ format: install ## Format the code, and mend what ruff can mend
 
 clean: ## Remove demo/, caches and builds; .venv stays
 	@rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache spark-warehouse
-	@find cxr_spark jobs schemas conf tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find cxr_spark jobs schemas conf tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Spark 4.0 runs on Java 17 and 21, and takes JAVA_HOME's before PATH's.
 java:

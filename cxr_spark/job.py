@@ -91,10 +91,14 @@ class Run:
 
         Raises:
             Busy: another run holds it.
+            InputError: the folder can't be made or written to.
         """
         place = Path(folder) / ".locks"
-        place.mkdir(parents=True, exist_ok=True)
-        file = self._locks.enter_context((place / name).open("a+"))
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            file = self._locks.enter_context((place / name).open("a+"))
+        except OSError as error:
+            raise InputError(f"{folder}: not a folder to write to: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

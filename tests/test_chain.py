@@ -160,8 +160,6 @@ def test_jobs_run_through_spark_submit_with_its_settings(chain: Chain) -> None:
             submit,
             "--master",
             "local[1]",
-            "--driver-memory",
-            "700m",
             "--conf",
             "spark.sql.session.timeZone=Asia/Tokyo",
             REPOSITORY / "jobs" / "query.py",
@@ -177,6 +175,7 @@ def test_jobs_run_through_spark_submit_with_its_settings(chain: Chain) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "warning: the driver's heap is 1.0 GiB" in done.stderr
     assert json.loads(done.stdout) == [{"at": "2026-01-01 09:00:00", "n": 72}]
 
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from pyspark.sql import Row, SparkSession
 
-from cxr_spark import curate, delta, expectations, ingest, job
+from cxr_spark import curate, delta, expectations, ingest, job, selection
 from cxr_spark.images import Preprocessing
-from cxr_spark.splits import Ratios
 from cxr_spark.tables import Warehouse
 
 SIZE = 32
@@ -242,40 +241,13 @@ def test_a_refused_audit_commits_nothing_and_names_rows(
     run_curate: Curate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(curate, "LABEL_INDEX", {"Tuberculosis": 8, "Pneumonia": 77})
+    monkeypatch.setattr(selection, "LABEL_INDEX", {"Tuberculosis": 8, "Pneumonia": 77})
     with pytest.raises(expectations.AuditRefused) as refused:
         run_curate(folders)
     assert "label_index" in str(refused.value)
     assert "person" in str(refused.value)
     assert {name for name in ("images_raw", "images", "rejects") if warehouse.exists(name)} == set()
     assert warehouse.published() == {}
-
-
-def test_labels_follow_the_order_of_precedence(spark: SparkSession) -> None:
-    rows = [
-        ("nih", ["Edema"], None, "Edema", None),
-        ("nih", ["Edema"], "truncated", None, "truncated"),
-        ("nih", ["Edema", "Mass"], None, None, "multi_label"),
-        ("nih", ["Mass"], None, None, "no_target_label"),
-        ("nih", ["Mass", "Hernia"], None, None, "no_target_label"),
-        ("nih", ["Gout"], None, None, "unknown_label"),
-        ("nih", [], None, None, "unknown_label"),
-        ("covid", ["No Finding"], None, None, "class_not_selected"),
-        ("covid", ["Covid"], None, "Covid", None),
-        ("hospital", ["Covid"], None, "Covid", None),
-    ]
-    files = spark.createDataFrame(
-        [row[:3] for row in rows], "source string, raw_labels array<string>, reason string"
-    ).coalesce(1)
-    found = curate.select_labels(files, {"covid": ("Covid",)}).collect()
-    assert [(row.label, row.reason) for row in found] == [row[3:] for row in rows]
-
-
-def test_ratios_are_the_callers(spark: SparkSession) -> None:
-    schema = "image_id string, group_id string, official_split string"
-    frame = spark.createDataFrame([(str(i), str(i), None) for i in range(50)], schema)
-    splits = {row.split for row in curate.assign_splits(frame, Ratios(1.0, 0.0, 0.0)).collect()}
-    assert splits == {"train"}
 
 
 def test_files_are_read_by_path_whatever_their_names(

@@ -19,8 +19,8 @@ LAYERS = {
     "concepts": """labels sources sources_nih images image_arrays duplicates splits metrics figures
         calibration artifact phantom phantom_anatomy phantom_bones phantom_findings
         phantom_frame phantom_opacities sample_layouts sample_traps""",
-    "parts": """delta staging tables expectations reader augment models ranks fit sql sql_errors
-        sql_gate sql_output sql_prompt""",
+    "parts": """delta staging tables selection expectations reader augment models ranks fit
+        sql sql_errors sql_gate sql_output sql_prompt""",
     "stages": "ingest curate train score evaluate report sample job session",
     "jobs": "jobs.curate jobs.evaluate jobs.query jobs.sample jobs.score jobs.train",
 }
@@ -34,8 +34,8 @@ MAY_IMPORT = {
     "deltalake": "delta",
     "petastorm": "reader",
     "great_expectations": "expectations",
-    "pyspark": """delta staging tables expectations duplicates splits sql sql_errors sql_output
-        ingest curate train score evaluate report session""",
+    "pyspark": """delta staging tables selection expectations duplicates splits sql
+        sql_errors sql_output ingest curate train score evaluate report session""",
     "torch": "augment models ranks fit reader train score",
     "torchvision": "models fit",
 }

@@ -145,6 +145,14 @@ def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
     assert ended(start(tmp_path, "--warehouse", warehouse, "--lock"))[0] == 0
 
 
+def test_a_warehouse_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    options = ["--warehouse", str(tmp_path / "file"), "--lock"]
+    code, summary, _, _ = ended(start(tmp_path, *options))
+    assert (code, summary["status"]) == (2, "invalid")
+    assert "not a folder to write to" in summary["error"]
+
+
 def test_progress_tells_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
