@@ -115,9 +115,9 @@ def _warn_of_heap(spark: SparkSession) -> None:
     heap = context._jvm.java.lang.Runtime.getRuntime().maxMemory()  # type: ignore[union-attr]
     # maxMemory leaves out one survivor space, so a right heap reads up to a tenth low.
     if heap < 0.85 * asked:
-        print(
+        # By the JVM, as spark-submit joins what Python prints to stderr into stdout.
+        context._jvm.java.lang.System.err.println(  # type: ignore[union-attr]
             f"warning: the driver's heap is {heap / GIBIBYTE:.1f} GiB, spark.driver.memory says "
             f"{asked / GIBIBYTE:.1f}: set in code it comes too late. Start with spark-submit "
-            "--driver-memory or --properties-file conf/spark-defaults.conf",
-            file=sys.stderr,
+            "--driver-memory or --properties-file conf/spark-defaults.conf"
         )
