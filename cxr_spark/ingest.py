@@ -115,16 +115,16 @@ def _known_contents(
 ) -> DataFrame:
     """Files whose content needs no decoding: those of images_raw, and what a killed run left."""
     decoded = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint())
+    content = decoded.select("content_sha256")
+    read = published.join(content, on="content_sha256", how="left_semi")
     nothing = F.lit(None).cast("string")
-    left = decoded.select(
-        *SAME_FILE, "content_sha256", nothing.alias("reason"), nothing.alias("detail")
-    )
-    contents = decoded.select("content_sha256")
-    read = published.join(contents, on="content_sha256", how="left_semi").select(
-        *SAME_FILE, "content_sha256", nothing.alias("reason"), nothing.alias("detail")
-    )
-    unread = published.where(F.col("reason").isin(*UNREAD_UNTIL_CHANGED)).select(*left.columns)
-    return left.unionByName(read).unionByName(unread).dropDuplicates(list(SAME_FILE))
+    files = [
+        frame.select(*SAME_FILE, "content_sha256", nothing.alias("reason"), nothing.alias("detail"))
+        for frame in (decoded, read)
+    ]
+    unread = published.where(F.col("reason").isin(*UNREAD_UNTIL_CHANGED))
+    files.append(unread.select(*files[0].columns))
+    return reduce(DataFrame.unionByName, files).dropDuplicates(list(SAME_FILE))
 
 
 def _pending(files: DataFrame, known: DataFrame) -> pa.Table:
