@@ -101,12 +101,32 @@ def read(
     spark: SparkSession, table: str, schema: T.StructType, at_version: int | None = None
 ) -> DataFrame:
     """One version of a table as a frame with the columns of `schema`."""
-    return _read_files(spark, data_files(table, at_version), schema)
+    return read_files(spark, data_files(table, at_version), schema)
+
+
+def table_schema(table: str, at_version: int | None = None) -> T.StructType:
+    """The columns of one version of a Delta table, ours or not.
+
+    Raises:
+        NoSuchTable, NoSuchVersion, DeltaError: as `data_files`.
+    """
+    return _spark_schema(_open(table, at_version))
 
 
 def read_staged(spark: SparkSession, staged: Staged) -> DataFrame:
     """The staged files as a frame, before anybody else can see them."""
-    return _read_files(spark, staged.files, staged.schema)
+    return read_files(spark, staged.files, staged.schema)
+
+
+def read_arrow(table: str, schema: pa.Schema, at_version: int | None = None) -> pa.Table:
+    """Some columns of a table on the driver, without Spark; partition columns are not given."""
+    parts = [read_part(file.path, schema) for file in data_files(table, at_version)]
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def read_part(path: str, schema: pa.Schema) -> pa.Table:
+    """Some columns of one Parquet file."""
+    return pq.ParquetFile(path).read(columns=schema.names).select(schema.names).cast(schema)
 
 
 def read_rows(
@@ -123,9 +143,10 @@ def read_rows(
     return rows
 
 
-def _read_files(
+def read_files(
     spark: SparkSession, files: Iterable[DataFile | StagedFile], schema: T.StructType
 ) -> DataFrame:
+    """Some of a table's files as a frame with the columns of `schema`."""
     partitions: dict[tuple[tuple[str, str | None], ...], list[str]] = {}
     for file in files:
         partitions.setdefault(tuple(sorted(file.partition.items())), []).append(file.path)
@@ -142,11 +163,12 @@ def _read_partition(
 ) -> DataFrame:
     stored = T.StructType([field for field in schema if field.name not in values])
     literals = [F.lit(v).cast(schema[name].dataType).alias(name) for name, v in values.items()]
-    frame = spark.read.schema(stored).parquet(*[_not_a_glob(path) for path in paths])
+    frame = spark.read.schema(stored).parquet(*[not_a_glob(path) for path in paths])
     return frame.select("*", *literals)
 
 
-def _not_a_glob(path: str) -> str:
+def not_a_glob(path: str) -> str:
+    """A path as Spark takes it: what it would read as a pattern is escaped."""
     return re.sub(r"([{}\[\]*?\\])", r"\\\1", path)
 
 
@@ -154,10 +176,23 @@ def _quoted(names: Iterable[str]) -> list[str]:
     return [f"`{name}`" for name in names]
 
 
-def commit(staged: Staged, *, run_id: str, mode: str = "append") -> int:
+def commit(
+    staged: Staged,
+    *,
+    run_id: str,
+    mode: str = "append",
+    partitions: Sequence[str] | None = None,
+) -> int:
     """Make the staged files the table's next version (`append` or `overwrite`); the version.
 
     The commit itself checks almost nothing, so the table's schema is compared here once more.
+
+    Args:
+        staged: the files; none is fine where an overwrite empties what it replaces.
+        run_id: recorded with the version.
+        mode: `append`, or `overwrite` of the whole table or of some partitions.
+        partitions: values of the table's only partition column whose rows an overwrite replaces;
+            staged files may lie in others too. None: all rows.
     """
     properties = CommitProperties(custom_metadata={"run_id": run_id}, max_commit_retries=20)
     adds = _add_actions(staged)
@@ -174,12 +209,18 @@ def commit(staged: Staged, *, run_id: str, mode: str = "append") -> int:
         return 0
     target = _open(staged.table, None)
     _check_table_schema(target, staged)
+    # By partition columns alone: by any other, whole files would go with rows that must stay.
+    filters = None
+    if partitions is not None:
+        (column,) = staged.partition_by
+        filters = [(column, "in", list(partitions))]
     target.create_write_transaction(
         [*adds],
         mode,
         delta_schema,
         partition_by=list(staged.partition_by),
         commit_properties=properties,
+        partition_filters=filters,
     )
     return DeltaTable(staged.table).version()
 

@@ -1,6 +1,7 @@
 """The nine classes, the finding words of the sources, and how a word becomes a label."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 CLASSES: tuple[str, ...] = (
     "Atelectasis",
@@ -44,8 +45,15 @@ SELECTED: dict[str, tuple[str, ...]] = {
 }
 """The classes that each source gives by default; its others are `class_not_selected`."""
 
-LABEL_POLICIES: tuple[str, ...] = ("sole",)
-"""`sole`: an image has a label when it has exactly one finding, and that is one of the nine."""
+LABEL_POLICIES: tuple[str, ...] = ("sole", "sole-target")
+"""When an image has a label. `sole`: it has exactly one finding, and that is one of the nine
+classes. `sole-target`: exactly one of its findings is one of the nine; it may have others. Under
+both, a finding that is none of FINDINGS leaves the image without a label."""
+
+
+class LabelError(ValueError):
+    """A choice of classes that can't be meant."""
+
 
 _ALIASES: dict[str, str] = {
     "covid 19": "Covid",
@@ -86,6 +94,69 @@ def split_finding_labels(text: str) -> list[str]:
     """
     words = (canonical_label(part) for part in text.split("|"))
     return list(dict.fromkeys(word for word in words if word))
+
+
+def parse_selection(
+    texts: Iterable[str], sources: Sequence[str] = SOURCES
+) -> dict[str, tuple[str, ...]]:
+    """Parses `source=Class,Class` texts: which classes each source gives.
+
+    Args:
+        texts: each replaces one source's classes; `source=all` takes all nine.
+        sources: the sources of a run, whose manifests may be named beside the public ones.
+
+    Returns:
+        The classes by source, in class order: those chosen, else SELECTED, else all nine.
+
+    Raises:
+        LabelError: a text names an unknown source or class, no class, or a source again.
+    """
+    known = tuple(dict.fromkeys((*SOURCES, *sources)))
+    chosen: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        source, _, words = (part.strip() for part in text.partition("="))
+        if source not in known:
+            raise LabelError(
+                f"{text!r}: no source {source!r}; expected SOURCE=CLASS,CLASS with one of the "
+                f"sources {', '.join(known)}."
+            )
+        if source in chosen:
+            raise LabelError(f"{text!r}: the classes of {source} are chosen twice.")
+        chosen[source] = _classes(text, words)
+    return {source: CLASSES for source in known} | SELECTED | chosen
+
+
+def _classes(text: str, words: str) -> tuple[str, ...]:
+    if words.lower() == "all":
+        return CLASSES
+    named = {_class(text, word) for word in words.split(",")}
+    return tuple(label for label in CLASSES if label in named)
+
+
+def _class(text: str, word: str) -> str:
+    label = canonical_label(word)
+    if label not in LABEL_INDEX:
+        what = f"{label!r} is none of the classes" if label else "a class is missing"
+        raise LabelError(f"{text!r}: {what}; they are {', '.join(CLASSES)}.")
+    return label
+
+
+def parse_caps(texts: Iterable[str]) -> dict[str, int]:
+    """Parses `Class=N` texts: the most images that a class may have, at least 1.
+
+    Raises:
+        LabelError: a text names an unknown class, a class again, or no such number.
+    """
+    caps: dict[str, int] = {}
+    for text in texts:
+        word, _, number = text.partition("=")
+        label = _class(text, word)
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", number.strip()):
+            raise LabelError(f"{text!r}: expected CLASS=N, where N is a number of images from 1.")
+        if label in caps:
+            raise LabelError(f"{text!r}: {label} is capped twice.")
+        caps[label] = int(number)
+    return caps
 
 
 def column_name(label: str) -> str:

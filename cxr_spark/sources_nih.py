@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cxr_spark.labels import canonical_label, split_finding_labels
+from cxr_spark.listing import Box, SourceError
 
 # The revised table comes first: NIH corrected ages and labels in it, so where a folder holds
 # both files it speaks.
@@ -27,22 +28,8 @@ _COLUMNS = (
     "Patient Gender",
     "View Position",
 )
-_AGE = re.compile(r"(\d+)(?:\.0*)?([YMWD]?)", re.IGNORECASE)
+_AGE = re.compile(r"(\d{1,6})(?:\.\d*)?([YMWD]?)", re.IGNORECASE)
 _UNITS_PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
-
-
-class SourceError(ValueError):
-    """A source's folder or one of its metadata files is not what it has to be."""
-
-
-class Box(NamedTuple):
-    """A finding's bounding box, in pixels of the original image."""
-
-    label: str
-    x: float
-    y: float
-    width: float
-    height: float
 
 
 class Entry(NamedTuple):
@@ -81,7 +68,7 @@ def read_entries(root: str) -> dict[str, Entry]:
 
 
 def _read_table(path: str, splits: dict[str, str], boxes: dict[str, list[Box]]) -> dict[str, Entry]:
-    lines = _csv_lines(path)
+    lines = csv_lines(path)
     _, header = next(lines, (1, []))
     names = [name.strip() for name in header]
     missing = [name for name in _COLUMNS if name not in names]
@@ -144,7 +131,7 @@ def _read_boxes(path: str) -> dict[str, list[Box]]:
     boxes: dict[str, list[Box]] = {}
     if not os.path.isfile(path):
         return boxes
-    lines = _csv_lines(path)
+    lines = csv_lines(path)
     next(lines, None)
     for line, cells in lines:
         numbers = []
@@ -162,7 +149,7 @@ def _read_boxes(path: str) -> dict[str, list[Box]]:
 
 
 def age_in_years(text: str) -> int | None:
-    """Returns full years of `58`, `058Y`, `011M` or `001D`; None where it's no plausible age."""
+    """Returns full years of `58`, `058Y`, `58.7`, `011M`, `001D`; None where it's no likely age."""
     match = _AGE.fullmatch(text.strip())
     if match is None:
         return None
@@ -184,21 +171,33 @@ def _finite(text: str) -> float | None:
 
 
 def _text(path: str) -> str:
-    with open(path, "rb") as file:
-        data = file.read()
     try:
-        return data.decode("utf-8-sig")
+        with open(path, "rb") as file:
+            data = file.read()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise SourceError(f"{path}: it can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(f"{path}, line {line}: not UTF-8 text; save it as UTF-8.") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise SourceError(f"{path}, line {line}: a NUL byte, which text never has; save it anew.")
+    return text
 
 
-def _csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields the line number and cells of each line of a CSV that has anything in it."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
+def csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the cells of each row of a CSV that has any, and the line where the row begins.
+
+    Raises:
+        SourceError: the file is no UTF-8 text, or no CSV; the message names the line.
+    """
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    line = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise SourceError(f"{path}, line {reader.line_num}: {error}.") from error
+        raise SourceError(f"{path}, line {line}: {error}.") from error

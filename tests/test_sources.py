@@ -5,6 +5,7 @@ import gzip
 import os
 import shutil
 import socket
+import stat
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import pytest
 
 from cxr_spark import sources_nih
 from cxr_spark.labels import canonical_label
-from cxr_spark.sources import Box, ListedFile, SourceError, list_source
+from cxr_spark.sources import Box, ListedFile, SourceError, list_folder, list_source
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
@@ -97,6 +98,7 @@ def test_where_both_tables_are_there_the_revised_one_speaks(tmp_path):
         ("058Y", 58),
         ("58", 58),
         ("58.0", 58),
+        ("58.9", 58),
         ("011M", 0),
         ("020M", 1),
         ("001D", 0),
@@ -106,6 +108,7 @@ def test_where_both_tables_are_there_the_revised_one_speaks(tmp_path):
         ("412Y", None),
         ("", None),
         ("-1", None),
+        ("9" * 5000, None),
         ("old", None),
     ],
 )
@@ -211,9 +214,26 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
     assert (file.reason, file.size_bytes) == ("outside_root", None)
 
 
-def test_a_name_with_dots_in_it_leads_nowhere(tmp_path):
-    nih(tmp_path, row("a..b.png"))
+@pytest.mark.parametrize("name", ["a..b.png", "x/../a.png", "./a.png"])
+def test_a_name_with_dots_in_it_does_not_lead_out(tmp_path, name):
+    nih(tmp_path, row(name))
     assert one("nih", tmp_path).reason == "missing_file"
+
+
+def test_the_suffix_of_a_name_is_no_follow_up_number_and_rows_may_be_in_any_order(tmp_path):
+    rows = (row("00000002_007.png", "Mass", "2"), row("00000001_001.png", "Edema", "1"))
+    nih(tmp_path, *rows, name="Data_Entry_2017_v2020.csv")  # both are follow-up 0 there
+    known = [(file.raw_labels, file.patient_id) for file in list_source("nih", tmp_path)]
+    assert known == [(["Edema"], "1"), (["Mass"], "2")]
+
+
+def test_what_a_mac_leaves_beside_nih_images_has_no_row(tmp_path):
+    nih(tmp_path, row("a.png"))
+    write(tmp_path / "images/a.png")
+    write(tmp_path / "__MACOSX/images/._a.png")
+    files = listed("nih", tmp_path)
+    assert files["nih:__MACOSX/images/._a.png"].reason == "not_in_manifest"
+    assert files["nih:images/a.png"].reason is None
 
 
 def test_a_folder_without_the_nih_table_says_what_was_expected(tmp_path):
@@ -262,6 +282,15 @@ def test_a_table_that_is_no_utf8_text_names_the_line(tmp_path):
 def test_a_table_with_an_endless_cell_names_the_line(tmp_path):
     nih(tmp_path, row("a.png"), '"' + "x" * 200_000)
     with pytest.raises(SourceError, match=r"line 3: field larger"):
+        list_source("nih", tmp_path)
+
+
+def test_a_table_with_a_nul_byte_or_an_open_quote_names_the_line(tmp_path):
+    nih(tmp_path, row("a.png"), row("b\0.png"))
+    with pytest.raises(SourceError, match=r"line 3: a NUL byte"):
+        list_source("nih", tmp_path)
+    nih(tmp_path, row("a.png"), f'"{row("b.png")}', row("c.png"))
+    with pytest.raises(SourceError, match=r"line 3: unexpected end of data"):
         list_source("nih", tmp_path)
 
 
@@ -374,7 +403,7 @@ def test_an_unknown_source_is_an_error_that_lists_the_known(tmp_path):
 
 def test_every_image_suffix_in_any_case_and_none_at_all_is_listed_and_nothing_else(tmp_path):
     images = ["a.png", "a.jpg", "a.jpeg", "a.bmp", "a.tif", "a.tiff", "a.gif", "a.webp", "a.dcm"]
-    images += ["a.dicom", "B.PNG", "no suffix", "._c.jpg"]
+    images += ["a.dicom", "B.PNG", "no suffix", "._c.jpg", "1.2.840.113619.2"]
     others = ["x.csv", "x.txt", "x.xlsx", "x.json", "x.md", ".DS_Store", ".hidden.png", "x.zip"]
     for name in images + others:
         write(tmp_path / "Normal" / name)
@@ -430,6 +459,15 @@ def test_pipes_sockets_and_folders_named_like_images_are_no_files(tmp_path, monk
         "scan.dcm": "not_a_file",
     }
     assert all(file.size_bytes is None for file in files.values())
+
+
+def test_a_device_named_like_an_image_is_no_file(tmp_path):
+    write(tmp_path / "Normal/a.png")
+    try:
+        os.mknod(tmp_path / "Normal/zero.png", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("only root can make a device")
+    assert listed("tuberculosis", tmp_path)["tuberculosis:Normal/zero.png"].reason == "not_a_file"
 
 
 def test_links_are_followed_inside_the_root_only_and_linked_folders_never(tmp_path):
@@ -516,6 +554,37 @@ def test_twenty_thousand_files_are_listed_in_seconds(tmp_path):
     started = time.process_time()
     assert sum(file.reason is None for file in list_source("nih", tmp_path)) == 20_000
     assert time.process_time() - started < 4
+
+
+# --- any folder, for scoring ----------------------------------------------------------------------
+
+
+def test_any_folder_is_listed_under_absolute_paths_with_nothing_known(tmp_path, monkeypatch):
+    write(tmp_path / "in/b/scan.dcm", b"12")
+    write(tmp_path / "in/1.2.840.10008")
+    write(tmp_path / "in/notes.txt")
+    (tmp_path / "in/out.png").symlink_to("/etc/hostname")
+    monkeypatch.chdir(tmp_path)
+    files = list(list_folder("in"))
+    assert [(file.image_id, file.reason) for file in files] == [
+        (f"file:{tmp_path}/in/1.2.840.10008", None),
+        (f"file:{tmp_path}/in/b/scan.dcm", None),
+        (f"file:{tmp_path}/in/out.png", "outside_root"),
+    ]
+    assert (files[1].path, files[1].size_bytes) == (f"{tmp_path}/in/b/scan.dcm", 2)
+    assert (files[1].source, files[1].raw_labels, files[1].patient_id) == ("file", [], None)
+
+
+def test_a_folder_that_is_none_or_not_named_in_utf8_is_an_error(tmp_path):
+    with pytest.raises(
+        SourceError, match=r"nowhere: no such folder\. Give a folder of image files"
+    ):
+        list_folder(tmp_path / "nowhere")
+    latin = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(latin)
+    for call in (lambda: list_folder(os.fsdecode(latin)), lambda: one("covid", os.fsdecode(latin))):
+        with pytest.raises(SourceError, match=r"caf//xe9: the folder's name is not UTF-8"):
+            call()
 
 
 # --- the real data -------------------------------------------------------------------------------
