@@ -1,33 +1,46 @@
 """images_raw and pixels to images and rejects: what changes is staged, audited and committed."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import delta, expectations, staging, tables
+import cxr_spark
+from cxr_spark import delta, expectations, ledger, staging, tables
 from cxr_spark.images import Preprocessing
-from cxr_spark.selection import curate_files
-from cxr_spark.tables import Warehouse
+from cxr_spark.near_duplicates import near_pairs
+from cxr_spark.selection import Policy, curate_files
+from cxr_spark.splits import SPLITS
+from cxr_spark.tables import CurateRun, Warehouse
+
+PAIR = ("content_sha256", "other_sha256")
 
 
 class Progress(Protocol):
     """The part of a job's run that this stage uses."""
 
     run_id: str
+    started_at: datetime
     counts: dict[str, int | float]
+    outputs: dict[str, object]
+    resolved: dict[str, str]
     versions_written: dict[str, int]
 
     def say(self, text: str) -> None: ...
 
 
 class Change(NamedTuple):
-    """A table as it will be, without pixels; `staged` are the files to commit, if it changes."""
+    """A table as it will be, without pixels; `staged` are the files to commit, if it changes.
+
+    `partitions` are the splits that an overwrite replaces; None: all of the table.
+    """
 
     rows: DataFrame
     staged: staging.Staged | None = None
     mode: str = "overwrite"
+    partitions: list[str] | None = None
 
 
 def curate(
@@ -35,74 +48,209 @@ def curate(
     warehouse: Warehouse,
     images_raw: Change,
     preprocessing: Preprocessing,
+    policy: Policy,
     run: Progress,
+    *,
+    afresh: bool = False,
+    strict: bool = False,
 ) -> None:
     """Curate, audit what is staged, and commit it; the caller's runs row then publishes it.
 
     Args:
         images_raw: every listed file with its facts, staged if it changed.
+        preprocessing: of the pixels that images will have.
+        policy: what decides which files are images, and in which split.
+        afresh: forget the splits and the near-duplicates that are recorded.
+        strict: let the audit's warnings refuse too.
 
     Raises:
         AuditRefused: an expectation failed; nothing has been committed.
     """
-    curated = curate_files(images_raw.rows, preprocessing)
+    run.resolved |= policy.to_text() | {"preprocessing": preprocessing.fingerprint()}
+    before = None if afresh else warehouse.published_run()
+    pairs = _change_near_duplicates(spark, warehouse, images_raw.rows, preprocessing, before, run)
+    if before and _is_as_before(before, run) and not (images_raw.staged or pairs.staged):
+        run.counts |= {n: int(c) for n, c in before.counts.items() if n not in run.counts}
+        run.versions_written.update({name: before.versions[name] for name in tables.PUBLISHED})
+        ledger.say(run)
+        return
+    recorded = _recorded_splits(spark, warehouse, policy, before, run)
+    now = run.started_at
+    curated = curate_files(images_raw.rows, pairs.rows, recorded, policy, preprocessing, now)
+    images = curated.images.persist()
     changes = {
         "images_raw": images_raw,
-        "images": _change_images(spark, warehouse, curated.images, preprocessing),
+        "near_duplicates": pairs,
+        "images": _change_images(spark, warehouse, images, preprocessing),
         "rejects": _change_rejects(spark, warehouse, curated.rejects, run),
     }
+    _tell_moves(images, run)
+    rows = {name: change.rows for name, change in changes.items()}
+    ledger.count(rows["images_raw"], rows["images"], rows["rejects"], run)
+    ledger.say(run)
+    _commit(warehouse, changes, run, strict=strict)
+
+
+def _is_as_before(before: CurateRun, run: Progress) -> bool:
+    """Whether the same version of cxr_spark was asked to curate by the same rules."""
+    same_rules = all(before.arguments.get(name) == text for name, text in run.resolved.items())
+    return same_rules and before.package_version == cxr_spark.__version__
+
+
+def _commit(
+    warehouse: Warehouse, changes: Mapping[str, Change], run: Progress, *, strict: bool
+) -> None:
     staged = {name: change.staged for name, change in changes.items() if change.staged is not None}
-    ledger = _ledger(*(change.rows for change in changes.values())).persist()
-    _count(ledger, changes["images"].rows, changes["rejects"].rows, run)
     if staged:
         run.say(f"auditing {', '.join(staged)} before they are published")
         rows = {name: change.rows for name, change in changes.items()}
-        laws = {"images": _laws(rows["images"]), "ledger": ledger}
-        expectations.audit(rows | laws, run)
-    published = {name: warehouse.current(name) for name in changes if name not in staged}
+        accounts = ledger.accounts(rows["images_raw"], rows["images"], rows["rejects"])
+        docs = warehouse.root / "data_docs"
+        expectations.audit(rows | {"ledger": accounts}, run, docs, strict=strict)
+    before = warehouse.published()
+    published = {name: before[name] for name in changes if name not in staged}
     for name, files in staged.items():
-        published[name] = delta.commit(files, run_id=run.run_id, mode=changes[name].mode)
+        change = changes[name]
+        published[name] = delta.commit(
+            files, run_id=run.run_id, mode=change.mode, partitions=change.partitions
+        )
     run.versions_written.update(published)
+
+
+def _change_near_duplicates(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    images_raw: DataFrame,
+    preprocessing: Preprocessing,
+    before: CurateRun | None,
+    run: Progress,
+) -> Change:
+    """Compare contents that nobody has compared yet with all; forget pairs of what has gone."""
+    readable = images_raw.where("reason IS NULL").select("content_sha256").distinct().persist()
+    if before and "near_duplicates" in before.versions:
+        version = before.versions["images_raw"]
+        compared = warehouse.read(spark, "images_raw", version).where("reason IS NULL")
+        new = readable.join(compared, on="content_sha256", how="left_anti").persist()
+        known = warehouse.read(spark, "near_duplicates", before.versions["near_duplicates"])
+        known = known.drop("run_id")
+    else:
+        new, known = readable, _nothing(spark, "near_duplicates")
+    run.counts["compared"] = new.count()
+    others = readable.toDF("other_sha256")
+    pairs = known.join(readable, on="content_sha256", how="left_semi").join(
+        others, on="other_sha256", how="left_semi"
+    )
+    if run.counts["compared"]:
+        decoded = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint())
+        hashes = decoded.select("content_sha256", "perceptual_hash", "thumbnail")
+        contents = hashes.join(readable, on="content_sha256", how="left_semi")
+        run.say(f"comparing {run.counts['compared']:,} pictures with all, for near-duplicates")
+        pairs = pairs.unionByName(near_pairs(contents, new))
+    pairs = pairs.select(*known.columns).withColumn("run_id", F.lit(run.run_id))
+    if before and not run.counts["compared"] and pairs.count() == known.count():
+        return Change(known)
+    staged = warehouse.stage("near_duplicates", pairs.coalesce(1))
+    rows = delta.read_staged(spark, staged).drop("run_id")
+    has_versions = before is not None and "near_duplicates" in before.versions
+    if has_versions and tables.same_rows(rows, known, key=PAIR):
+        return Change(known)
+    return Change(rows, staged)
+
+
+def _nothing(spark: SparkSession, table: str) -> DataFrame:
+    return spark.createDataFrame([], tables.schema(table)).drop("run_id", "pixels")
+
+
+def _recorded_splits(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    policy: Policy,
+    before: CurateRun | None,
+    run: Progress,
+) -> DataFrame:
+    """The images published before, if their splits were drawn by the rule that counts now."""
+    if before is None:
+        return _nothing(spark, "images")
+    if not policy.splits_as(before.arguments):
+        run.say("the split policy or the ratios have changed: all splits are drawn afresh")
+        return _nothing(spark, "images")
+    return warehouse.read(spark, "images", before.versions["images"])
+
+
+def _tell_moves(images: DataFrame, run: Progress) -> None:
+    """Say which images had to change their split, as groups may not straddle two."""
+    moved = images.where("recorded_split <> split").groupBy("recorded_split", "split").count()
+    rows = moved.orderBy("recorded_split", "split").collect()
+    run.counts["moved"] = sum(row["count"] for row in rows)
+    for row in rows:
+        run.say(
+            f"{row['count']:,} images moved from {row.recorded_split} to {row.split}: "
+            "their group was joined with another, or is in the official test list now"
+        )
 
 
 def _change_images(
     spark: SparkSession, warehouse: Warehouse, images: DataFrame, preprocessing: Preprocessing
 ) -> Change:
-    """Append what is new, or write all anew where rows left, changed or were left by a kill."""
-    published = warehouse.published().get("images")
-    pixels = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint())
-    size = preprocessing.size
-    if published is None:
-        return _staged_images(warehouse, images, pixels, size, "overwrite")
-    before = warehouse.read(spark, "images", published).select(*images.columns)
-    added = images.join(before.select("image_id"), on="image_id", how="left_anti")
-    remaining = images.join(before.select("image_id"), on="image_id", how="left_semi")
-    are_same = tables.same_rows(remaining, before, key="image_id")
-    if are_same and added.isEmpty():
+    """Append what is new, and write anew the splits that a row leaves, enters or changes in."""
+    images = images.drop("recorded_split")
+    version = warehouse.published().get("images")
+    if version is None:
+        return _staged_images(warehouse, images, preprocessing)
+    before = warehouse.read(spark, "images", version).select(*images.columns)
+    left, added = _differences(before, images)
+    touched = sorted(left | _splits_behind(warehouse, version))
+    if not touched and added.isEmpty():
         return Change(before)
-    if not are_same or _is_behind(warehouse, published):
-        return _staged_images(warehouse, images, pixels, size, "overwrite")
-    appended = _staged_images(warehouse, added, pixels, size, "append")
-    return appended._replace(rows=before.unionByName(appended.rows))
+    if not touched:
+        appended = _staged_images(warehouse, added, preprocessing)
+        return appended._replace(rows=before.unionByName(appended.rows), mode="append")
+    is_touched = F.col("split").isin(touched)
+    new_in_others = added.where(~is_touched)
+    written = images.where(is_touched).unionByName(new_in_others)
+    rewritten = _staged_images(warehouse, written, preprocessing)
+    rows = before.where(~is_touched).unionByName(rewritten.rows)
+    return rewritten._replace(rows=rows, partitions=touched)
 
 
-def _is_behind(warehouse: Warehouse, published: int) -> bool:
-    """Whether a killed run left a version that nobody published."""
-    return warehouse.version("images") != published
+def _differences(before: DataFrame, images: DataFrame) -> tuple[set[str], DataFrame]:
+    """The splits that rows left or changed in, old and new ones; and the rows that are new."""
+    old = before.select("image_id", F.struct(*before.columns).alias("old"))
+    now = images.select("image_id", F.struct(*images.columns).alias("now"))
+    both = old.join(now, on="image_id", how="full_outer").persist()
+    differs = both.where("old IS NOT NULL").where(~F.col("old").eqNullSafe(F.col("now")))
+    pairs = differs.select("old.split", F.col("now.split").alias("new_split")).distinct().collect()
+    touched = {split for row in pairs for split in (row.split, row.new_split) if split is not None}
+    return touched, both.where("old IS NULL").select("now.*")
 
 
-def _staged_images(
-    warehouse: Warehouse, images: DataFrame, pixels: DataFrame, image_size: int, mode: str
-) -> Change:
+def _splits_behind(warehouse: Warehouse, published: int) -> set[str]:
+    """The splits in which a killed run left other files than those that are published."""
+    if warehouse.version("images") == published:
+        return set()
+    ours = _files_by_split(warehouse, published)
+    newest = _files_by_split(warehouse, None)
+    return {split for split in SPLITS if ours[split] != newest[split]}
+
+
+def _files_by_split(warehouse: Warehouse, version: int | None) -> dict[str, set[str]]:
+    files: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for file in warehouse.files("images", version):
+        files[str(file.partition["split"])].add(file.path)
+    return files
+
+
+def _staged_images(warehouse: Warehouse, images: DataFrame, preprocessing: Preprocessing) -> Change:
     """Stage images with their pixels, in hash order, in files of about 8 MB within each split."""
-    rows_per_file = tables.rows_per_file(image_size)
+    spark = images.sparkSession
+    rows_per_file = tables.rows_per_file(preprocessing.size)
     files = {
         row.split: -(-row["count"] // rows_per_file)
         for row in images.groupBy("split").count().collect()
     }
     bucket = F.pmod(F.xxhash64("content_sha256"), _by_split(files))
-    narrow = F.broadcast(images)
-    wide = pixels.select("content_sha256", "pixels").join(narrow, on="content_sha256", how="inner")
+    pixels = tables.pixels_of(spark, warehouse, images, preprocessing.fingerprint())
+    wide = pixels.join(F.broadcast(images), on="content_sha256", how="inner")
     placed = (
         wide.withColumn("bucket", bucket)
         .repartition(max(1, sum(files.values())), "split", "bucket")
@@ -110,8 +258,8 @@ def _staged_images(
         .drop("bucket")
     )
     staged = warehouse.stage("images", placed, max_records_per_file=rows_per_file)
-    rows = delta.read_staged(images.sparkSession, staged).select(*images.columns)
-    return Change(rows, staged, mode)
+    rows = delta.read_staged(spark, staged).select(*images.columns)
+    return Change(rows, staged)
 
 
 def _by_split(files: Mapping[str, int]) -> Column:
@@ -124,55 +272,10 @@ def _by_split(files: Mapping[str, int]) -> Column:
 def _change_rejects(
     spark: SparkSession, warehouse: Warehouse, rejects: DataFrame, run: Progress
 ) -> Change:
-    if "rejects" in warehouse.published():
-        before = warehouse.read(spark, "rejects").drop("run_id")
-        if tables.same_rows(rejects, before, key="image_id"):
+    version = warehouse.published().get("rejects")
+    if version is not None:
+        before = warehouse.read(spark, "rejects", version).drop("run_id")
+        if tables.same_rows(rejects, before, key=["image_id"]):
             return Change(before)
     staged = warehouse.stage("rejects", rejects.withColumn("run_id", F.lit(run.run_id)).coalesce(1))
     return Change(delta.read_staged(spark, staged), staged)
-
-
-def _ledger(images_raw: DataFrame, images: DataFrame, rejects: DataFrame) -> DataFrame:
-    """A row a source: files listed, accounted for (images and rejects), and how many unreadable."""
-    accounted = images.select("source").unionByName(rejects.select("source"))
-    unreadable = F.avg(F.col("reason").isNotNull().cast("double")).alias("unreadable_share")
-    listed = images_raw.groupBy("source").agg(F.count("*").alias("listed"), unreadable)
-    return listed.join(
-        accounted.groupBy("source").agg(F.count("*").alias("accounted")), on="source", how="left"
-    )
-
-
-def _laws(images: DataFrame) -> DataFrame:
-    """The images with what the suite asks of rows together: repeats of keys, splits of a group."""
-
-    def rows_with_same(column: str) -> Column:
-        return F.count("*").over(Window.partitionBy(column))
-
-    splits = F.size(F.collect_set("split").over(Window.partitionBy("group_id")))
-    return images.select(
-        "*",
-        rows_with_same("image_id").alias("rows_of_image_id"),
-        rows_with_same("content_sha256").alias("rows_of_content"),
-        rows_with_same("pixel_sha256").alias("rows_of_pixels"),
-        splits.alias("splits_of_group"),
-    )
-
-
-def _count(ledger: DataFrame, images: DataFrame, rejects: DataFrame, run: Progress) -> None:
-    """Put the ledger into the counts, as `source.rule`, and say it."""
-    for row in ledger.orderBy("source").collect():
-        run.counts[f"{row.source}.listed"] = row.listed
-    run.counts["listed"] = sum(run.counts.values()) - run.counts["decoded"]
-    kept = images.groupBy("source", "split").count().orderBy("source", "split").collect()
-    refused = rejects.groupBy("source", "reason").count().orderBy("source", "reason").collect()
-    run.counts["images"] = sum(row["count"] for row in kept)
-    run.counts["rejects"] = sum(row["count"] for row in refused)
-    for row in refused:
-        run.counts[f"{row.source}.{row.reason}"] = row["count"]
-    for row in kept:
-        run.counts[f"{row.source}.{row.split}"] = row["count"]
-    for source in sorted({name.split(".")[0] for name in run.counts if "." in name}):
-        parts = {
-            n.split(".")[1]: int(c) for n, c in run.counts.items() if n.startswith(f"{source}.")
-        }
-        run.say(f"{source}: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()))

@@ -1,11 +1,18 @@
-"""Files to images_raw and pixels: executors read and decode each new file once, in pieces."""
+"""Files to images_raw and pixels: executors read and decode each new file once, in pieces.
 
-from collections.abc import Iterator, Mapping
-from functools import partial, reduce
+What is known of files is narrow and is matched on the driver, as Arrow tables; Spark reads, decodes
+and writes what is large.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -13,18 +20,26 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import delta, staging, tables
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
+from cxr_spark.isolation import decode_files
+from cxr_spark.manifest import list_manifest
 from cxr_spark.sources import ListedFile, list_source
 from cxr_spark.tables import Warehouse
 
 # Files decoded between two commits: what a kill costs at most.
 PIECE_FILES = 2_000
-FILES_PER_TASK = 16
+# A retried task decodes each of its files in a process of its own, so tasks stay small.
+FILES_PER_TASK = 64
 OUTPUT_BATCH_BYTES = 16 << 20
 # An image_id with this size and time is the same file as when it was read.
 SAME_FILE = ("image_id", "size_bytes", "modified_at")
 # Refused by their size, so their content has no hash; other unread files are tried each time.
 UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
 FACTS = ("format", "width", "height", "mode", "bits", "pixel_sha256", "perceptual_hash")
+# What a DICOM file says of itself counts where the source says nothing.
+OF_THE_FILE = ("patient_id", "view", "sex", "age_years")
+WHY = ("reason", "detail")
+# Of pixels, what the driver knows of each content.
+NARROW = (*SAME_FILE, "content_sha256", "preprocessing", *FACTS, *OF_THE_FILE, *WHY)
 
 
 class Progress(Protocol):
@@ -39,6 +54,23 @@ class Progress(Protocol):
     def progress(self, done: int, total: int, unit: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Attributes:
+        preprocessing: what becomes of the pixels.
+        salt: under which patient ids of DICOM files are hashed; None: they aren't kept.
+        piece_files: files decoded between two commits.
+        afresh: decode all files again, as if nothing were known of them.
+    """
+
+    preprocessing: Preprocessing
+    salt: bytes | None = None
+    piece_files: int = PIECE_FILES
+    afresh: bool = False
+
+
 class Ingested(NamedTuple):
     """Every file of every source with its facts; `staged` waits for its commit if it changed."""
 
@@ -46,20 +78,30 @@ class Ingested(NamedTuple):
     staged: staging.Staged | None
 
 
-def list_sources(folders: Mapping[str, str | Path]) -> list[ListedFile]:
+def list_sources(
+    folders: Mapping[str, str | Path], manifests: Mapping[str, str | Path], salt: bytes
+) -> list[ListedFile]:
     """List the files of the named sources on the driver, without reading images.
 
+    Args:
+        folders: by name of one of the public sources.
+        manifests: files that list images, by the name of a source of one's own.
+        salt: under which a manifest's patient ids are hashed.
+
     Raises:
-        SourceError: a folder is missing or hasn't the source's layout.
+        SourceError: a folder is missing or hasn't the source's layout, or a manifest has not.
     """
-    return [file for name, folder in folders.items() for file in list_source(name, Path(folder))]
+    listed = [file for name, folder in folders.items() for file in list_source(name, Path(folder))]
+    for name, path in manifests.items():
+        listed += list_manifest(name, path, salt)
+    return listed
 
 
 def ingest(
     spark: SparkSession,
     warehouse: Warehouse,
     listed: list[ListedFile],
-    preprocessing: Preprocessing,
+    reading: Reading,
     run: Progress,
 ) -> Ingested:
     """Bring images_raw and pixels up to date with what is listed.
@@ -69,86 +111,170 @@ def ingest(
     pixels is committed piece by piece; images_raw is staged for the caller to commit, unless
     nothing changed.
     """
-    published = _published_images_raw(spark, warehouse)
-    files = _with_unlisted_sources(_as_frame(spark, listed), published)
-    known = _known_contents(spark, warehouse, published, preprocessing).persist()
-    pending = _pending(files, known)
-    run.counts["decoded"] = pending.num_rows
-    run.say(f"{len(listed):,} files listed, {pending.num_rows:,} to read and decode")
-    pieces = _decode_in_pieces(spark, warehouse, pending, preprocessing, run)
-    contents = reduce(DataFrame.unionByName, pieces, known)
-    decoded = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint())
-    images_raw = _with_facts(files, contents, decoded).withColumn("run_id", F.lit(run.run_id))
-    if tables.same_rows(images_raw, published, key="image_id", ignoring=("run_id",)):
-        return Ingested(published, None)
-    staged = warehouse.stage("images_raw", images_raw.coalesce(1))
+    version = warehouse.published().get("images_raw")
+    published = _published(warehouse, version)
+    files = _with_unlisted_sources(_as_table(listed), published)
+    decoded = _decoded_contents(warehouse, reading)
+    known = _known_files(published, decoded, reading)
+    is_new = pc.invert(pc.is_in(_file_keys(files), _file_keys(known)))
+    pending = files.filter(pc.and_(pc.is_null(files["reason"]), is_new)).sort_by("image_id")
+    _count_changes(files, published, pending, run)
+    read = _decode_in_pieces(spark, warehouse, pending, decoded, reading, run)
+    decoded = pa.concat_tables([decoded, read.filter(pc.is_valid(read["content_sha256"]))])
+    known = pa.concat_tables([known, read.select(known.column_names)])
+    images_raw = _with_facts(files, known, decoded).sort_by("image_id")
+    if version is not None and images_raw.equals(published.sort_by("image_id")):
+        return Ingested(warehouse.read(spark, "images_raw", version), None)
+    run_id = pa.array([run.run_id] * len(images_raw), pa.string())
+    staged = warehouse.stage_arrow("images_raw", images_raw.append_column("run_id", run_id))
     return Ingested(delta.read_staged(spark, staged), staged)
 
 
-def _as_frame(spark: SparkSession, listed: list[ListedFile]) -> DataFrame:
-    schema = tables.schema("images_raw")
-    named = T.StructType([schema[name] for name in ListedFile._fields])
+def _as_table(listed: list[ListedFile]) -> pa.Table:
     rows = [
         file._asdict() | {"boxes": [box._asdict() for box in file.boxes] or None} for file in listed
     ]
-    return spark.createDataFrame(pa.Table.from_pylist(rows, to_arrow_schema(named)), named)
+    return pa.Table.from_pylist(rows, _arrow_schema("images_raw", ListedFile._fields))
 
 
-def _with_unlisted_sources(files: DataFrame, published: DataFrame) -> DataFrame:
+def _arrow_schema(table: str, columns: tuple[str, ...] | list[str]) -> pa.Schema:
+    schema = tables.schema(table)
+    return to_arrow_schema(T.StructType([schema[name] for name in columns]))
+
+
+def _published(warehouse: Warehouse, version: int | None) -> pa.Table:
+    columns = [name for name in tables.schema("images_raw").names if name != "run_id"]
+    if version is None:
+        return _arrow_schema("images_raw", columns).empty_table()
+    return warehouse.read_arrow("images_raw", columns, version)
+
+
+def _with_unlisted_sources(files: pa.Table, published: pa.Table) -> pa.Table:
     """The files listed now, and those of sources that this run doesn't name, as last listed."""
-    unlisted = published.join(files.select("source").distinct(), on="source", how="left_anti")
-    never_read = F.col("content_sha256").isNull()
-    # A reason that came from decoding is found again with the content.
-    reasons = [F.when(never_read, F.col(name)).alias(name) for name in ("reason", "detail")]
-    others = [name for name in files.columns if name not in ("reason", "detail")]
-    return files.unionByName(unlisted.select(*others, *reasons))
+    is_listed = pc.is_in(published["source"], files["source"].combine_chunks().unique())
+    unlisted = published.filter(pc.invert(is_listed))
+    was_read = pc.is_valid(unlisted["content_sha256"])
+    for name in WHY:  # a reason that came from decoding is found again with the content
+        place = unlisted.column_names.index(name)
+        unread_reason = pc.if_else(was_read, pa.scalar(None, pa.string()), unlisted[name])
+        unlisted = unlisted.set_column(place, name, unread_reason)
+    return pa.concat_tables([files, unlisted.select(files.column_names).cast(files.schema)])
 
 
-def _published_images_raw(spark: SparkSession, warehouse: Warehouse) -> DataFrame:
-    if "images_raw" in warehouse.published():
-        return warehouse.read(spark, "images_raw")
-    return spark.createDataFrame([], tables.schema("images_raw"))
+def _decoded_contents(warehouse: Warehouse, reading: Reading) -> pa.Table:
+    """What is known of the contents that were decoded with this preprocessing, a row each."""
+    if reading.afresh or not warehouse.exists("pixels"):
+        return _arrow_schema("pixels", NARROW).empty_table()
+    pixels = warehouse.read_arrow("pixels", NARROW)
+    return pixels.filter(pc.equal(pixels["preprocessing"], reading.preprocessing.fingerprint()))
 
 
-def _known_contents(
-    spark: SparkSession, warehouse: Warehouse, published: DataFrame, preprocessing: Preprocessing
-) -> DataFrame:
-    """Files whose content needs no decoding: those of images_raw, and what a killed run left."""
-    decoded = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint())
-    content = decoded.select("content_sha256")
-    read = published.join(content, on="content_sha256", how="left_semi")
-    nothing = F.lit(None).cast("string")
-    files = [
-        frame.select(*SAME_FILE, "content_sha256", nothing.alias("reason"), nothing.alias("detail"))
-        for frame in (decoded, read)
-    ]
-    unread = published.where(F.col("reason").isin(*UNREAD_UNTIL_CHANGED))
-    files.append(unread.select(*files[0].columns))
-    return reduce(DataFrame.unionByName, files).dropDuplicates(list(SAME_FILE))
+def _known_files(published: pa.Table, decoded: pa.Table, reading: Reading) -> pa.Table:
+    """Files that need no reading: those of known contents, by the last run or by a killed one."""
+    columns = [*SAME_FILE, "content_sha256", *WHY]
+    if reading.afresh:
+        return _arrow_schema("images_raw", columns).empty_table()
+    is_read = pc.is_in(published["content_sha256"], decoded["content_sha256"].combine_chunks())
+    is_read = pc.and_(is_read, pc.is_valid(published["content_sha256"]))
+    is_unread = pc.is_in(published["reason"], pa.array(UNREAD_UNTIL_CHANGED))
+    of_last_run = published.filter(pc.or_(is_read, is_unread)).select(columns)
+    return pa.concat_tables([of_last_run, decoded.select(columns).cast(of_last_run.schema)])
 
 
-def _pending(files: DataFrame, known: DataFrame) -> pa.Table:
-    """The files to read, on the driver: image_id, path, size_bytes, modified_at."""
-    readable = files.where("reason IS NULL")
-    unknown = readable.join(known, on=list(SAME_FILE), how="left_anti")
-    return unknown.select("path", *SAME_FILE).orderBy("image_id").toArrow()
+def _file_keys(files: pa.Table) -> pa.ChunkedArray:
+    """One string a file that says which file it is, in which state; null where that isn't known."""
+    moment = pc.cast(pc.cast(files["modified_at"], pa.int64()), pa.string())
+    size = pc.cast(files["size_bytes"], pa.string())
+    return pc.binary_join_element_wise(size, moment, files["image_id"], " ")
+
+
+def _count_changes(files: pa.Table, published: pa.Table, pending: pa.Table, run: Progress) -> None:
+    stay = pc.sum(pc.is_in(published["image_id"], files["image_id"].combine_chunks())).as_py()
+    vanished = len(published) - (stay or 0)
+    run.counts |= {"listed": len(files), "decoded": len(pending), "vanished": vanished}
+    run.say(
+        f"{len(files):,} files listed, {len(pending):,} to read and decode"
+        + (f", {vanished:,} of the last run are gone" if vanished else "")
+    )
 
 
 def _decode_in_pieces(
     spark: SparkSession,
     warehouse: Warehouse,
     pending: pa.Table,
-    preprocessing: Preprocessing,
+    decoded: pa.Table,
+    reading: Reading,
     run: Progress,
-) -> Iterator[DataFrame]:
-    """Decode and commit piece by piece; yields each piece's files with the content they hold."""
-    for start in range(0, pending.num_rows, PIECE_FILES):
-        piece = pending.slice(start, PIECE_FILES)
-        frame = spark.createDataFrame(piece).repartition(-(-piece.num_rows // FILES_PER_TASK))
-        decode = partial(_decode_batches, preprocessing=preprocessing)
-        decoded = frame.mapInArrow(decode, _decoded_schema())
-        yield _commit_piece(spark, warehouse, decoded, preprocessing, run)
-        run.progress(start + piece.num_rows, pending.num_rows, "files")
+) -> pa.Table:
+    """Decode and commit piece by piece; the files read and what was found, columns `NARROW`."""
+    there = decoded["content_sha256"].combine_chunks()
+    pieces = [_arrow_schema("pixels", NARROW).empty_table()]
+    mode = "overwrite" if reading.afresh else "append"
+    for start in range(0, len(pending), reading.piece_files):
+        piece = pending.slice(start, reading.piece_files).select(["path", *SAME_FILE])
+        staged, read = _staged_piece(spark, warehouse, piece, there, reading, run.run_id)
+        if staged.files:
+            run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id, mode=mode)
+            mode = "append"
+        there = pa.concat_arrays([there, read["content_sha256"].combine_chunks().drop_null()])
+        pieces.append(read)
+        run.progress(start + len(piece), len(pending), "files")
+    return pa.concat_tables(pieces)
+
+
+def _staged_piece(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    piece: pa.Table,
+    there: pa.Array,
+    reading: Reading,
+    run_id: str,
+) -> tuple[staging.Staged, pa.Table]:
+    """Decode a piece in one pass, and stage what pixels hasn't got; also what was found, narrow.
+
+    All rows are written before any is looked at. Files never read have no content, and so no row
+    in pixels; they and contents that are there already are left out by writing once more those
+    few of the Parquet files that hold one.
+    """
+    preprocessing = reading.preprocessing
+    frame = spark.createDataFrame(piece).repartition(-(-len(piece) // FILES_PER_TASK))
+    decode = partial(_decode_batches, preprocessing=preprocessing, salt=reading.salt)
+    rows = frame.mapInArrow(decode, _decoded_schema()).select(
+        "*",
+        F.lit(preprocessing.fingerprint()).alias("preprocessing"),
+        F.lit(preprocessing.size).alias("image_size"),
+        F.lit(run_id).alias("run_id"),
+    )
+    path, contract = warehouse.path("pixels"), tables.contract("pixels")
+    staged = staging.stage(rows, path, contract.schema)
+    schema = _arrow_schema("pixels", NARROW)
+    parts = [delta.read_part(file.path, schema) for file in staged.files]
+    read = pa.concat_tables(parts)
+    new = _first_of_new_contents(read, there)
+    mixed = {
+        file.path
+        for file, part in zip(staged.files, parts, strict=True)
+        if not pc.all(pc.is_in(part["image_id"], new)).as_py()
+    }
+    if not mixed:
+        return staged, read
+    written = [file for file in staged.files if file.path in mixed]
+    wanted = F.broadcast(spark.createDataFrame(pa.table({"image_id": new})))
+    some = delta.read_files(spark, written, contract.schema)
+    fresh = some.join(wanted, on="image_id", how="left_semi")
+    again = staging.stage(fresh, path, contract.schema, required=contract.required)
+    files = [
+        file for file in staged.files + again.files if file.path not in mixed and file.num_rows
+    ]
+    return staged._replace(files=files), read
+
+
+def _first_of_new_contents(read: pa.Table, there: pa.Array) -> pa.Array:
+    """The image_id of one file for each content that isn't there yet."""
+    is_new = pc.invert(pc.is_in(read["content_sha256"], there))
+    new = read.filter(pc.and_(is_new, pc.is_valid(read["content_sha256"])))
+    files = new.select(["content_sha256", "image_id"]).to_pandas().sort_values("image_id")
+    return pa.array(files.drop_duplicates("content_sha256")["image_id"], pa.string())
 
 
 def _decoded_schema() -> T.StructType:
@@ -157,67 +283,40 @@ def _decoded_schema() -> T.StructType:
 
 
 def _decode_batches(
-    batches: Iterator[pa.RecordBatch], preprocessing: Preprocessing
+    batches: Iterator[pa.RecordBatch], preprocessing: Preprocessing, salt: bytes | None
 ) -> Iterator[pa.RecordBatch]:
     schema = to_arrow_schema(_decoded_schema())
     rows_at_once = max(1, OUTPUT_BATCH_BYTES // preprocessing.size**2)
+    decode = partial(facts_of_file, preprocessing=preprocessing, salt=salt)
     for batch in batches:
         for start in range(0, batch.num_rows, rows_at_once):
             rows = batch.slice(start, rows_at_once).to_pylist()
-            yield pa.RecordBatch.from_pylist([_decoded(row, preprocessing) for row in rows], schema)
+            yield pa.RecordBatch.from_pylist(_decoded(rows, decode), schema)
 
 
-def _decoded(row: dict[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
-    return row | facts_of_file(row["path"], preprocessing)._asdict()
+def _decoded(rows: list[dict[str, Any]], decode: Callable[[str], Facts]) -> list[dict[str, Any]]:
+    context = TaskContext.get()
+    # An attempt before this one may have died of one of these images.
+    isolated = context is not None and context.attemptNumber() > 0
+    facts = decode_files([row["path"] for row in rows], decode, isolated=isolated)
+    return [row | of_file._asdict() for row, of_file in zip(rows, facts, strict=True)]
 
 
-def _commit_piece(
-    spark: SparkSession,
-    warehouse: Warehouse,
-    decoded: DataFrame,
-    preprocessing: Preprocessing,
-    run: Progress,
-) -> DataFrame:
-    """Append to pixels what it hasn't got; all rows are written before any is looked at."""
-    rows = decoded.select(
-        "*",
-        F.lit(preprocessing.fingerprint()).alias("preprocessing"),
-        F.lit(preprocessing.size).alias("image_size"),
-        F.lit(run.run_id).alias("run_id"),
-    )
-    path, contract = warehouse.path("pixels"), tables.contract("pixels")
-    # Files never read have no content, and so no row in pixels; here they are still among the rows.
-    staged = staging.stage(rows, path, contract.schema)
-    written = delta.read_staged(spark, staged)
-    contents = written.select(*SAME_FILE, "content_sha256", "reason", "detail").persist()
-    there = tables.decoded_pixels(spark, warehouse, preprocessing.fingerprint()).select(
-        "content_sha256"
-    )
-    new = contents.where("content_sha256 IS NOT NULL").dropDuplicates(["content_sha256"])
-    new = new.join(there, on="content_sha256", how="left_anti").select("image_id").persist()
-    new_rows = new.count()
-    if new_rows == 0:
-        return contents
-    if new_rows < staged.num_rows:
-        fresh = written.join(F.broadcast(new), on="image_id", how="left_semi")
-        staged = staging.stage(fresh, path, contract.schema, required=contract.required)
-    run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id)
-    return contents
-
-
-def _with_facts(files: DataFrame, contents: DataFrame, decoded: DataFrame) -> DataFrame:
+def _with_facts(files: pa.Table, known: pa.Table, decoded: pa.Table) -> pa.Table:
     """The listed files with the facts of their content; a reason of the listing comes first."""
-    read = contents.withColumnsRenamed({"reason": "read_reason", "detail": "read_detail"})
-    facts = decoded.select("content_sha256", *FACTS, "reason", "detail").withColumnsRenamed(
-        {"reason": "decode_reason", "detail": "decode_detail"}
-    )
-    rows = files.join(read, on=list(SAME_FILE), how="left").join(
-        facts, on="content_sha256", how="left"
-    )
-    columns = [name for name in tables.schema("images_raw").names if name != "run_id"]
-    return rows.withColumns(
-        {
-            "reason": F.coalesce("reason", "read_reason", "decode_reason"),
-            "detail": F.coalesce("detail", "read_detail", "decode_detail"),
-        }
-    ).select(*columns)
+    of_file = known.take(_places(_file_keys(files), _file_keys(known)))
+    contents = of_file["content_sha256"]
+    of_content = decoded.take(_places(contents, decoded["content_sha256"]))
+    columns = {name: files[name] for name in files.column_names}
+    columns |= {"content_sha256": contents} | {name: of_content[name] for name in FACTS}
+    for name in OF_THE_FILE:
+        columns[name] = pc.coalesce(files[name], of_content[name])
+    for name in WHY:
+        columns[name] = pc.coalesce(files[name], of_file[name], of_content[name])
+    names = [name for name in tables.schema("images_raw").names if name != "run_id"]
+    return pa.table({name: columns[name] for name in names}, _arrow_schema("images_raw", names))
+
+
+def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where each value stands first; null where it doesn't, or isn't known."""
+    return pc.index_in(values, value_set=among.combine_chunks(), skip_nulls=True)

@@ -60,6 +60,8 @@ class Run:
         self.versions_read: dict[str, int] = {}
         self.versions_written: dict[str, int] = {}
         self.outputs: dict[str, Any] = {}
+        # Options as they were understood, recorded with the arguments.
+        self.resolved: dict[str, str] = {}
         self.extra: dict[str, Any] = {}
         self.status = "finished"
         self._locks = contextlib.ExitStack()
@@ -215,7 +217,7 @@ def record(
     row = {
         "run_id": run.run_id,
         "job": run.job,
-        "arguments": {k: str(v) for k, v in vars(options).items() if v is not None},
+        "arguments": {k: str(v) for k, v in vars(options).items() if v is not None} | run.resolved,
         "status": run.status,
         "exit_code": EXIT_CODES[run.status],
         "started_at": run.started_at,

@@ -15,10 +15,11 @@ from PIL import Image
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import metrics
+from cxr_spark import ledger, metrics
 from cxr_spark.figures import MEANS, Evaluation, Figure, ScoredRows
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES
-from cxr_spark.tables import Warehouse
+from cxr_spark.reasons import REASONS
+from cxr_spark.tables import CurateRun, Warehouse
 
 MISTAKES = 12
 THUMBNAIL_SIDE = 160
@@ -73,7 +74,8 @@ def write(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation, pat
     """Write the report of an evaluation; the file appears whole or not at all."""
     shown = [*confident_mistakes(evaluation.rows), *clear_hits(evaluation.rows)]
     thumbnails = read_thumbnails(spark, warehouse, evaluation, [s.image_id for s in shown])
-    page = render(evaluation, thumbnails, made_at=datetime.now(UTC))
+    curated = warehouse.published_with(evaluation.images_version)
+    page = render(evaluation, thumbnails, made_at=datetime.now(UTC), curated=curated)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -83,13 +85,20 @@ def write(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation, pat
         unfinished.unlink(missing_ok=True)
 
 
-def render(evaluation: Evaluation, thumbnails: Mapping[str, str], *, made_at: datetime) -> str:
+def render(
+    evaluation: Evaluation,
+    thumbnails: Mapping[str, str],
+    *,
+    made_at: datetime,
+    curated: CurateRun | None = None,
+) -> str:
     """The whole page.
 
     Args:
         evaluation: what to tell.
         thumbnails: data URIs by image_id, for confident_mistakes and clear_hits.
         made_at: when, in UTC.
+        curated: the run that published the images; its ledger and its rules are shown.
     """
     environment = Environment(
         loader=PackageLoader("cxr_spark"),
@@ -107,6 +116,9 @@ def render(evaluation: Evaluation, thumbnails: Mapping[str, str], *, made_at: da
         n_groups=len(np.unique(rows.group_id)),
         bars=_bars(evaluation),
         share=metrics.share_of_gain(value("cce_prior"), value("cce_source_only"), value("cce")),
+        curated=curated,
+        ledger=ledger.lines(curated.counts) if curated else [],
+        reasons=REASONS,
         classes=CLASSES,
         confusion=_confusion(rows),
         per_class=_per_class(evaluation),

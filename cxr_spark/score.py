@@ -93,7 +93,7 @@ def score_images(
     """
     card = _card(model_folder)
     version = warehouse.current("images") if images_version is None else images_version
-    versions = warehouse.published_with(version)
+    versions = warehouse.published_with(version).versions
     images = warehouse.read(spark, "images", version)
     if split != "all":
         images = images.where(F.col("split") == split)

@@ -13,7 +13,8 @@ from pyspark.sql import SparkSession
 # What each is for: docs of cxr_spark.delta and README, "Spark settings". A setting given on the
 # command line, in a properties file or in PYSPARK_SUBMIT_ARGS wins over these.
 SETTINGS = {
-    "spark.master": "local[*]",
+    # A task whose worker dies is tried again, and then each of its images by itself.
+    "spark.master": "local[*,4]",
     "spark.driver.memory": "2g",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",

@@ -1,15 +1,14 @@
 """Groups of related images and their split: train, val or test, never two of them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
-import numpy as np
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 SPLITS = ("train", "val", "test")
+SPLIT_POLICIES = ("official", "hash")
+"""`official`: NIH's own lists say what is test; `hash`: no list counts."""
 # 13 hexadecimal digits are 52 bits, all of which a double holds.
 HASH_DIGITS = 13
 
@@ -28,32 +27,27 @@ class Ratios:
 
     def __post_init__(self) -> None:
         shares = (self.train, self.val, self.test)
-        if min(shares) < 0 or self.train <= 0 or abs(sum(shares) - 1) > 1e-9:
+        # Written so that NaN fails too.
+        if not (min(shares) >= 0 and self.train > 0 and abs(sum(shares) - 1) < 1e-9):
+            raise SplitError(f"shares {self} of train, val, test: must add up to 1, train above 0")
+
+    def __str__(self) -> str:
+        return f"{self.train},{self.val},{self.test}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `TRAIN,VAL,TEST`, as in `0.8,0.1,0.1`.
+
+        Raises:
+            SplitError: it isn't three numbers that add up to 1.
+        """
+        try:
+            train, val, test = (float(share) for share in text.split(","))
+        except ValueError as error:
             raise SplitError(
-                f"shares of train, val, test must add up to 1, train above 0: {shares}"
-            )
-
-
-def join_groups(edges: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Which group each key belongs to once all pairs are joined, transitively.
-
-    Args:
-        edges: pairs of keys (a patient, or an image without one) that belong together.
-
-    Returns:
-        For each key that occurs, the least key of its connected component.
-    """
-    pairs = [tuple(edge) for edge in edges]
-    keys = sorted({key for pair in pairs for key in pair})
-    if not keys:
-        return {}
-    index = {key: i for i, key in enumerate(keys)}
-    ends = np.array([[index[a], index[b]] for a, b in pairs])
-    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(keys),) * 2)
-    _, component = connected_components(graph, directed=False)
-    # Keys are sorted, so the first of a component is its least.
-    _, first = np.unique(component, return_index=True)
-    return {key: keys[first[component[i]]] for i, key in enumerate(keys)}
+                f"ratios {text!r}: expected TRAIN,VAL,TEST such as 0.8,0.1,0.1"
+            ) from error
+        return cls(train, val, test)
 
 
 def position(group_id: str | Column) -> Column:
@@ -62,30 +56,47 @@ def position(group_id: str | Column) -> Column:
     return F.conv(digits, 16, 10).cast("double") / F.lit(float(16**HASH_DIGITS))
 
 
-def assign_splits(images: DataFrame, ratios: Ratios) -> DataFrame:
+def assign_splits(
+    images: DataFrame, ratios: Ratios, split_policy: str, recorded: DataFrame
+) -> DataFrame:
     """Give each image the split of its group.
 
-    A group with an image of an official test list is test as a whole. A group of the official
-    train_val list is divided between train and val, in the proportion of those two. Every other
-    group falls where the hash of its name puts it, so that adding images moves no other.
+    A group with an image of an official test list is test as a whole. Else a group keeps what is
+    recorded: test if any of its images has been in test, and otherwise the split that one of its
+    images was given first; so adding images moves none, unless they join two groups. A new group
+    of the official train_val list is divided between train and val, in the proportion of those
+    two; every other falls where the hash of its name puts it.
 
     Args:
-        images: has group_id and official_split (`train_val`, `test` or null).
+        images: has image_id, group_id and official_split (`train_val`, `test` or null).
         ratios: shares of the groups.
+        split_policy: one of `SPLIT_POLICIES`.
+        recorded: image_id, split and split_since, as published before; empty to begin afresh.
 
     Returns:
-        The images with a column `split`.
+        The images with columns `split`, `recorded_split` and `recorded_since` (null: not recorded).
     """
+    before = recorded.select(
+        "image_id",
+        F.col("split").alias("recorded_split"),
+        F.col("split_since").alias("recorded_since"),
+    )
+    known = images.join(before, on="image_id", how="left")
     group = Window.partitionBy("group_id")
-    in_test = F.coalesce(F.max(F.col("official_split") == "test").over(group), F.lit(False))
-    in_train_val = F.max("official_split").over(group).isNotNull()
+    listed = F.col("official_split") if split_policy == "official" else F.lit(None).cast("string")
+    in_test_list = F.coalesce(F.max(listed == "test").over(group), F.lit(False))
+    in_train_val_list = F.max(listed).over(group).isNotNull()
+    was_in_test = F.coalesce(F.max(F.col("recorded_split") == "test").over(group), F.lit(False))
+    record = F.struct("recorded_since", "image_id", "recorded_split")
+    earliest = F.min(F.when(F.col("recorded_split").isNotNull(), record)).over(group)
     at = position("group_id")
     train_of_train_val = F.lit(ratios.train / (ratios.train + ratios.val))
     split = (
-        F.when(in_test, "test")
-        .when(in_train_val, F.when(at < train_of_train_val, "train").otherwise("val"))
+        F.when(in_test_list | was_in_test, "test")
+        .when(earliest.isNotNull(), earliest["recorded_split"])
+        .when(in_train_val_list, F.when(at < train_of_train_val, "train").otherwise("val"))
         .when(at < F.lit(ratios.train), "train")
         .when(at < F.lit(ratios.train + ratios.val), "val")
         .otherwise("test")
     )
-    return images.withColumn("split", split)
+    return known.withColumn("split", split)

@@ -121,6 +121,27 @@ def stage_rows(
     return _staged(table, schema, tuple(partition_by), files)
 
 
+def stage_arrow(rows: pa.Table, table: str, schema: T.StructType) -> Staged:
+    """Write a narrow Arrow table, as one file and without Spark, into a fresh folder.
+
+    Args:
+        rows: the columns of `schema` in its order.
+        table: the table's folder; it isn't partitioned.
+        schema: the contract.
+
+    Raises:
+        SchemaMismatch: the columns differ.
+    """
+    _check_root(table)
+    if rows.schema.names != schema.names:
+        raise SchemaMismatch(f"{table}: columns {rows.schema.names}, not {schema.names}")
+    path = Path(table).absolute() / f"j-{uuid.uuid4().hex}" / "part-0.parquet"
+    path.parent.mkdir(parents=True)
+    columns = rows.cast(to_arrow_schema(schema))
+    pq.write_table(columns, path, coerce_timestamps="us", compression="zstd")
+    return _staged(table, schema, (), [path])
+
+
 def conform(frame: DataFrame, schema: T.StructType) -> DataFrame:
     """Select the contract's columns in its order, or name every column that differs."""
     given = {field.name: field.dataType for field in frame.schema}

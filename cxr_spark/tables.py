@@ -7,9 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import delta, staging
 from cxr_spark.delta import DataFile, NoSuchTable, NoSuchVersion
@@ -20,6 +22,7 @@ TABLES = (
     "pixels",
     "images",
     "rejects",
+    "near_duplicates",
     "predictions",
     "metrics",
     "models",
@@ -27,7 +30,7 @@ TABLES = (
 )
 # Delta has no commit over several tables: these are read at the versions that the last finished
 # curate run names in its runs row, which it commits last.
-PUBLISHED = ("images_raw", "images", "rejects")
+PUBLISHED = ("images_raw", "images", "rejects", "near_duplicates")
 IMAGE_FILE_BYTES = 8 << 20
 
 
@@ -68,6 +71,16 @@ def schema(name: str) -> T.StructType:
     return contract(name).schema
 
 
+class CurateRun(NamedTuple):
+    """A finished curate run: what it was asked, what it counted, the versions it published."""
+
+    run_id: str
+    package_version: str
+    arguments: dict[str, str]
+    counts: dict[str, float]
+    versions: dict[str, int]
+
+
 class Warehouse:
     """A folder of Delta tables."""
 
@@ -95,6 +108,11 @@ class Warehouse:
         at = self.current(name) if version is None else version
         return delta.read(spark, self.path(name), schema(name), at)
 
+    def read_arrow(self, name: str, columns: Sequence[str], version: int | None = None) -> pa.Table:
+        """Some columns of a table on the driver, without Spark; by default the newest version."""
+        names = T.StructType([schema(name)[column] for column in columns])
+        return delta.read_arrow(self.path(name), to_arrow_schema(names), version)
+
     def current(self, name: str) -> int:
         """The version that readers see: the published one, or the newest of an unpublished table.
 
@@ -116,30 +134,37 @@ class Warehouse:
 
     def published(self) -> dict[str, int]:
         """Versions named by the last finished curate run; empty where there is none."""
-        runs = self._curate_runs()
-        return runs[-1]["versions_written"] if runs else {}
+        run = self.published_run()
+        return run.versions if run else {}
 
-    def published_with(self, images_version: int) -> dict[str, int]:
-        """Versions named by the first curate run that published this version of images.
+    def published_run(self) -> CurateRun | None:
+        """The last finished curate run: what it published is what readers see."""
+        runs = self._curate_runs()
+        return runs[-1] if runs else None
+
+    def published_with(self, images_version: int) -> CurateRun:
+        """The first curate run that published this version of images.
 
         Raises:
             NoSuchVersion: no finished run published it.
         """
-        for run in self._curate_runs():
-            if run["versions_written"].get("images") == images_version:
-                return run["versions_written"]
-        known = sorted({run["versions_written"]["images"] for run in self._curate_runs()})
+        runs = self._curate_runs()
+        for run in runs:
+            if run.versions.get("images") == images_version:
+                return run
+        known = sorted({run.versions["images"] for run in runs})
         raise NoSuchVersion(
             f"{self.root}: images version {images_version} was never published; published: {known}"
         )
 
-    def _curate_runs(self) -> list[dict[str, Any]]:
+    def _curate_runs(self) -> list[CurateRun]:
         if not self.exists("runs"):
             return []
-        columns = ("job", "status", "finished_at", "versions_written")
-        runs = delta.read_rows(self.path("runs"), columns)
-        finished = [r for r in runs if r["job"] == "curate" and r["status"] == "finished"]
-        return sorted(finished, key=lambda run: run["finished_at"])
+        kept = ("run_id", "package_version", "arguments", "counts", "versions_written")
+        rows = delta.read_rows(self.path("runs"), (*kept, "job", "status", "finished_at"))
+        finished = [row for row in rows if row["job"] == "curate" and row["status"] == "finished"]
+        finished.sort(key=lambda row: row["finished_at"])
+        return [CurateRun(*(row[name] for name in kept)) for row in finished]
 
     def stage(self, name: str, frame: DataFrame, *, max_records_per_file: int = 0) -> Staged:
         """Write a frame's files under a table; `commit` makes them its next version."""
@@ -152,6 +177,10 @@ class Warehouse:
             required=table.required,
             max_records_per_file=max_records_per_file,
         )
+
+    def stage_arrow(self, name: str, rows: pa.Table) -> Staged:
+        """Write a narrow table's files from the driver, without Spark."""
+        return staging.stage_arrow(rows, self.path(name), contract(name).schema)
 
     def append(self, name: str, frame: DataFrame, run_id: str) -> int:
         """Append a frame in one commit; the new version."""
@@ -178,12 +207,35 @@ def decoded_pixels(spark: SparkSession, warehouse: Warehouse, preprocessing: str
     return warehouse.read(spark, "pixels").where(F.col("preprocessing") == preprocessing)
 
 
-def same_rows(left: DataFrame, right: DataFrame, *, key: str, ignoring: Sequence[str] = ()) -> bool:
+def pixels_of(
+    spark: SparkSession, warehouse: Warehouse, contents: DataFrame, preprocessing: str
+) -> DataFrame:
+    """The pixels of some contents, from no other files than those that hold one of them.
+
+    Args:
+        contents: content_sha256.
+
+    Returns:
+        content_sha256 and pixels, of this preprocessing.
+    """
+    decoded = decoded_pixels(spark, warehouse, preprocessing)
+    wanted = contents.select("content_sha256").distinct()
+    holding = decoded.select("content_sha256", F.col("_metadata.file_name").alias("file"))
+    rows = holding.join(wanted, on="content_sha256", how="left_semi").select("file").distinct()
+    names = {row.file for row in rows.toLocalIterator()}
+    files = [file for file in warehouse.files("pixels") if Path(file.path).name in names]
+    read = delta.read_files(spark, files, schema("pixels"))
+    return read.where(F.col("preprocessing") == preprocessing).select("content_sha256", "pixels")
+
+
+def same_rows(
+    left: DataFrame, right: DataFrame, *, key: Sequence[str], ignoring: Sequence[str] = ()
+) -> bool:
     """Whether two frames with the same columns hold the same rows, each found by its key."""
     compared = [name for name in left.columns if name not in ignoring]
     ours, theirs = (
-        frame.select(F.col(key).alias("key"), F.struct(*compared).alias(side))
+        frame.select(*key, F.struct(*compared).alias(side))
         for frame, side in ((left, "ours"), (right, "theirs"))
     )
-    both = ours.join(theirs, on="key", how="full_outer")
+    both = ours.join(theirs, on=list(key), how="full_outer")
     return both.where(~F.col("ours").eqNullSafe(F.col("theirs"))).isEmpty()

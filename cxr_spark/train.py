@@ -123,6 +123,7 @@ class Source(NamedTuple):
     """The images to train on."""
 
     version: int
+    label_policy: str
     preprocessing: Preprocessing
     train_files: tuple[RowFile, ...]
     val_files: tuple[RowFile, ...]
@@ -182,11 +183,9 @@ def train(
 
 def _source(spark: SparkSession, warehouse: Warehouse, options: TrainOptions) -> Source:
     """The images to train on, checked."""
-    if options.images_version is None:
-        version = warehouse.current("images")
-    else:
-        version = options.images_version
-        warehouse.published_with(version)
+    asked = options.images_version
+    version = warehouse.current("images") if asked is None else asked
+    curated = warehouse.published_with(version)
     kinds = warehouse.read(spark, "images", version).select("preprocessing", "image_size")
     found = kinds.distinct().sort("image_size").collect()
     if len(found) > 1:
@@ -206,7 +205,8 @@ def _source(spark: SparkSession, warehouse: Warehouse, options: TrainOptions) ->
                 "needed: add images to the sources and curate them"
             )
     preprocessing = _preprocessing(found[0].preprocessing, found[0].image_size)
-    return Source(version, preprocessing, tuple(files["train"]), tuple(files["val"]))
+    label_policy = curated.arguments.get("label_policy", LABEL_POLICIES[0])
+    return Source(version, label_policy, preprocessing, tuple(files["train"]), tuple(files["val"]))
 
 
 def _preprocessing(fingerprint: str, image_size: int) -> Preprocessing:
@@ -283,7 +283,7 @@ def _card(source: Source, options: TrainOptions, fitted: Fitted, run_id: str) ->
         train_counts=tuple(fitted.train_counts),
         train_priors=tuple(count / total for count in fitted.train_counts),
         images_version=source.version,
-        label_policy=LABEL_POLICIES[0],
+        label_policy=source.label_policy,
         arguments=asdict(options),
         metrics=tuple(fitted.metrics),
         kept_epoch=fitted.kept_epoch,

@@ -19,7 +19,7 @@ SOURCES = ("nih", "covid", "pneumonia", "tuberculosis")
 
 # On tables of a few rows Spark spends its time on compiling code; these settings are for that.
 SMALL_SPARK = {
-    "spark.master": "local[2]",
+    "spark.master": "local[2,4]",
     "spark.driver.memory": "2g",
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",

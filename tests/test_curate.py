@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from pyspark import cloudpickle
 from pyspark.sql import Row, SparkSession
 
-from cxr_spark import curate, delta, expectations, ingest, job, selection
+from cxr_spark import curate, delta, expectations, ingest, job, phantom, selection
 from cxr_spark.images import Preprocessing
+from cxr_spark.labels import CLASSES
+from cxr_spark.pseudonyms import pseudonym
+from cxr_spark.selection import Policy
+from cxr_spark.splits import Ratios
 from cxr_spark.tables import Warehouse
 
 SIZE = 32
+SALT = b"salt of the tests, 32 bytes long."
+PUBLISHED = ("images_raw", "images", "rejects", "near_duplicates")
 
 
 def draw(path: Path, seed: int, size: int = 80) -> Path:
@@ -58,16 +66,23 @@ Curate = Callable[..., job.Run]
 def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
     """Runs both stages and publishes, as jobs/curate.py does, in this process."""
 
-    def run(folders: dict[str, Path], size: int = SIZE, publish: bool = True) -> job.Run:
+    def run(
+        folders: dict[str, Path],
+        size: int = SIZE,
+        policy: Policy | None = None,
+        full: bool = False,
+        piece_files: int = ingest.PIECE_FILES,
+    ) -> job.Run:
         one = job.Run("curate")
         preprocessing = Preprocessing(size=size)
-        listed = ingest.list_sources(folders)
-        files = ingest.ingest(spark, warehouse, listed, preprocessing, one)
-        curate.curate(spark, warehouse, curate.Change(*files), preprocessing, one)
-        if publish:
-            options = argparse.Namespace(warehouse=str(warehouse.root))
-            job.record(one, options, "", datetime.now(UTC))
-            assert one.status == "finished"
+        listed = ingest.list_sources(folders, {}, SALT)
+        reading = ingest.Reading(preprocessing, SALT, piece_files, full)
+        files = curate.Change(*ingest.ingest(spark, warehouse, listed, reading, one))
+        chosen = policy or Policy()
+        curate.curate(spark, warehouse, files, preprocessing, chosen, one, afresh=full)
+        options = argparse.Namespace(warehouse=str(warehouse.root))
+        job.record(one, options, "", datetime.now(UTC))
+        assert one.status == "finished"
         return one
 
     return run
@@ -120,7 +135,7 @@ def test_a_rerun_without_changes_commits_nothing_but_its_runs_row(
     spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
 ) -> None:
     run_curate(folders)
-    tables = ("images_raw", "pixels", "images", "rejects", "runs")
+    tables = (*PUBLISHED, "pixels", "runs")
     before = {name: warehouse.version(name) for name in tables}
     files = {p for p in warehouse.root.rglob("*") if p.is_file() and "runs" not in p.parts}
     run = run_curate(folders)
@@ -128,7 +143,7 @@ def test_a_rerun_without_changes_commits_nothing_but_its_runs_row(
     assert after == before | {"runs": 1}
     assert {p for p in warehouse.root.rglob("*") if p.is_file() and "runs" not in p.parts} == files
     assert run.counts["decoded"] == 0
-    assert run.versions_written == {n: before[n] for n in ("images_raw", "images", "rejects")}
+    assert run.versions_written == {name: before[name] for name in PUBLISHED}
 
 
 def test_a_new_file_is_appended_and_only_it_is_decoded(
@@ -151,9 +166,14 @@ def test_changed_and_vanished_files_are_followed(
     chest = folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
     draw(chest / "person91_virus_91.jpeg", 91)  # a reject that was mended
     (chest / "person0_virus_0.jpeg").unlink()
+    before = {file.path: file.partition["split"] for file in warehouse.files("images")}
     run = run_curate(folders)
     names = {row.image_id.split("/")[-1] for row in _contents(spark, warehouse, "images")}
-    assert run.counts["decoded"] == 1
+    assert run.counts["decoded"] == run.counts["vanished"] == 1
+    # The split that an image left is written anew, and no other.
+    after = {file.path for file in warehouse.files("images")}
+    (left,) = {split for path, split in before.items() if path not in after}
+    assert {path for path, split in before.items() if split == left}.isdisjoint(after)
     assert "person91_virus_91.jpeg" in names
     assert "person0_virus_0.jpeg" not in names
     assert run.counts["pneumonia.listed"] == 9
@@ -197,6 +217,188 @@ def test_a_source_that_is_not_named_stays_and_another_size_decodes_it_again(
     assert {len(row.pixels) for row in _contents(spark, warehouse, "images")} == {48 * 48}
     # Both preprocessings are kept, so going back decodes nothing.
     assert run_curate(tuberculosis).counts["decoded"] == 0
+
+
+def test_other_rules_curate_anew_without_decoding(
+    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+) -> None:
+    run_curate(folders)
+    splits = {row.image_id: row.split for row in _contents(spark, warehouse, "images")}
+    chosen = Policy({"tuberculosis": CLASSES, "pneumonia": CLASSES}, caps={"Pneumonia": 3})
+    run = run_curate(folders, policy=chosen)
+    assert run.counts["decoded"] == run.counts["compared"] == 0
+    assert run.counts["pneumonia.over_cap"] == 5
+    images = _contents(spark, warehouse, "images")
+    assert len([row for row in images if row.label == "No Finding"]) == 4
+    assert len(images) == 15
+    assert all(row.split == splits.get(row.image_id, row.split) for row in images)
+    # Other ratios draw all splits afresh.
+    everything = Policy(chosen.selected, ratios=Ratios(1.0, 0.0, 0.0))
+    run_curate(folders, policy=everything)
+    assert {row.split for row in _contents(spark, warehouse, "images")} == {"train"}
+
+
+def test_a_full_run_reads_all_again_and_gives_the_same(
+    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+) -> None:
+    run_curate(folders)
+    before = _contents(spark, warehouse, "images")
+    run = run_curate(folders, full=True)
+    assert run.counts["decoded"] == 22
+    assert run.counts["compared"] == 20
+    after = _contents(spark, warehouse, "images")
+    since = {row.split_since for row in after}
+    assert [row.asDict() | {"split_since": None} for row in after] == [
+        row.asDict() | {"split_since": None} for row in before
+    ]
+    assert since.isdisjoint({row.split_since for row in before})
+    assert warehouse.read(spark, "pixels").groupBy("content_sha256").count().count() == 21
+    assert warehouse.read(spark, "pixels").count() == 21
+
+
+def test_a_killed_ingest_keeps_its_finished_pieces(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    folders: dict[str, Path],
+    run_curate: Curate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, done = delta.commit, []
+
+    def commit(*arguments: Any, **named: Any) -> int:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(delta, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        run_curate(folders, piece_files=6)
+    monkeypatch.setattr(delta, "commit", real)
+    assert warehouse.published() == {}
+    run = run_curate(folders, piece_files=6)
+    assert run.counts["decoded"] == 10 + 1  # the file without bytes has no content to be known by
+    assert run.counts["images"] == 16
+    assert warehouse.read(spark, "pixels").count() == 21
+
+
+def test_near_duplicates_share_a_group_and_those_that_disagree_are_refused(
+    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+) -> None:
+    chest = folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
+    films = [phantom.draw(["Pneumonia"], seed=[4, seed]).pixels for seed in range(2)]
+    for number, film in enumerate(films):
+        assert cv2.imwrite(str(chest / f"person7{number}_virus_7.jpeg"), film)
+    run_curate(folders)
+    groups = {row.image_id: row.group_id for row in _contents(spark, warehouse, "images")}
+    assert len({group for name, group in groups.items() if "person7" in name}) == 2
+
+    smaller = [cv2.resize(film, (300, 300), interpolation=cv2.INTER_AREA) for film in films]
+    assert cv2.imwrite(str(chest / "person72_virus_7.jpeg"), smaller[0])
+    other = folders["tuberculosis"] / "TB_Chest_Radiography_Database" / "Tuberculosis"
+    assert cv2.imwrite(str(other / "Tuberculosis-71.png"), smaller[1])
+    run = run_curate(folders)
+    assert run.counts["compared"] == 2
+    pairs = warehouse.read(spark, "near_duplicates").collect()
+    assert len(pairs) == 2
+    groups = {row.image_id: row.group_id for row in _contents(spark, warehouse, "images")}
+    assert {group for name, group in groups.items() if "person7" in name} == {"pneumonia:virus70"}
+    refused = {name: why for name, why in _reasons(spark, warehouse).items() if "7" in name}
+    assert refused == {
+        "person71_virus_7.jpeg": "label_conflict",
+        "Tuberculosis-71.png": "label_conflict",
+    }
+
+
+def test_a_group_that_is_joined_keeps_the_earliest_split_and_the_move_is_told(
+    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+) -> None:
+    run_curate(folders)
+    rows = [r for r in _contents(spark, warehouse, "images") if r.source == "pneumonia"]
+    in_train = next(row for row in rows if row.split == "train")
+    in_val = next(row for row in rows if row.split == "val")
+    chest = folders["pneumonia"] / "chest_xray"
+    (chest / "val" / "PNEUMONIA").mkdir(parents=True)
+    path = in_train.image_id.removeprefix("pneumonia:")
+    number = in_val.patient_id.removeprefix("virus")
+    shutil.copy(
+        folders["pneumonia"] / path,
+        chest / "val" / "PNEUMONIA" / f"person{number}_virus_99_copy.jpeg",
+    )
+    run = run_curate(folders)
+    assert run.counts["moved"] == 2
+    after = {row.image_id: row for row in _contents(spark, warehouse, "images")}
+    ours = [r for r in after.values() if r.patient_id in (in_train.patient_id, in_val.patient_id)]
+    assert len(ours) == 4
+    assert len({row.group_id for row in ours}) == 1
+    assert len({row.split for row in ours}) == 1
+    stays = [row for row in ours if row.split_since == in_train.split_since]
+    assert len(stays) == 2
+
+
+def test_a_hospitals_own_images_join_with_their_patients_hashed(
+    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    draw(archive / "a.png", 500)
+    draw(archive / "b.png", 501)
+    (archive / "list.csv").write_text(
+        "path,label,patient_id,view,age\na.png,edema,P-1,PA,058Y\nb.png,Gout,P-1,,\nc.png,Covid,,,\n"
+    )
+    one = job.Run("curate")
+    preprocessing = Preprocessing(size=SIZE)
+    listed = ingest.list_sources({}, {"mercy": archive / "list.csv"}, SALT)
+    files = ingest.ingest(spark, warehouse, listed, ingest.Reading(preprocessing, SALT), one)
+    curate.curate(spark, warehouse, curate.Change(*files), preprocessing, Policy(), one)
+    job.record(one, argparse.Namespace(warehouse=str(warehouse.root)), "", datetime.now(UTC))
+    (image,) = _contents(spark, warehouse, "images")
+    assert (image.image_id, image.label, image.view, image.age_years) == (
+        "mercy:a.png",
+        "Edema",
+        "PA",
+        58,
+    )
+    assert image.patient_id == pseudonym("P-1", SALT)
+    assert image.group_id == f"mercy:{image.patient_id}"
+    assert _reasons(spark, warehouse) == {
+        "mercy:b.png": "unknown_label",
+        "mercy:c.png": "missing_file",
+    }
+
+
+def test_an_image_that_kills_its_worker_costs_one_row(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    folders: dict[str, Path],
+    run_curate: Curate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ingest, "_decode_batches", _decode_batches_of_a_bad_decoder)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        run = run_curate(folders)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert run.counts["images"] == 15
+    assert _reasons(spark, warehouse)["Tuberculosis-3.png"] == "decoder_crashed"
+
+
+def _decode_batches_of_a_bad_decoder(batches: Any, **named: Any) -> Any:
+    """Runs in the worker: there alone, one file's decoder is one that crashes."""
+    import ctypes
+
+    from cxr_spark import images, ingest
+
+    def decode(path: str, **named: Any) -> images.Facts:
+        if path.endswith("Tuberculosis-3.png"):
+            ctypes.string_at(0)
+        return images.facts_of_file(path, **named)
+
+    ingest.facts_of_file = decode
+    try:
+        yield from ingest._decode_batches(batches, **named)  # the worker's own: not replaced
+    finally:
+        ingest.facts_of_file = images.facts_of_file
 
 
 @pytest.mark.parametrize("commits", [1, 2, 3])
@@ -246,7 +448,7 @@ def test_a_refused_audit_commits_nothing_and_names_rows(
         run_curate(folders)
     assert "label_index" in str(refused.value)
     assert "person" in str(refused.value)
-    assert {name for name in ("images_raw", "images", "rejects") if warehouse.exists(name)} == set()
+    assert {name for name in PUBLISHED if warehouse.exists(name)} == set()
     assert warehouse.published() == {}
 
 

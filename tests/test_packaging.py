@@ -137,11 +137,9 @@ def test_what_an_installed_job_imports_is_the_installed_package(
 def test_the_properties_file_says_what_the_session_sets() -> None:
     lines = (CHECKOUT / "conf" / "spark-defaults.conf").read_text("utf-8").splitlines()
     given = dict(line.split() for line in lines if line and not line.startswith("#"))
-    # What comes too late from a session: the heap, and the log level of Spark's own start. The
-    # master belongs on spark-submit's command line.
+    # What comes too late from a session: the heap, and the log level of Spark's own start.
     heap, log_level = given.pop("spark.driver.memory"), given.pop("spark.log.level")
     ours = dict(SETTINGS)
-    del ours["spark.master"]
     assert int(heap.removesuffix("g")) >= int(ours.pop("spark.driver.memory").removesuffix("g"))
     assert log_level == "ERROR"
     assert given == ours

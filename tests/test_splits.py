@@ -1,20 +1,27 @@
 """Groups and splits: who belongs together stays together, wherever the hash puts them."""
 
+from datetime import datetime
+
 import pytest
 from pyspark.sql import SparkSession
 
-from cxr_spark.splits import Ratios, SplitError, assign_splits, join_groups
+from cxr_spark.splits import Ratios, SplitError, assign_splits
+
+RECORDED = "image_id string, split string, split_since timestamp"
 
 
-def test_pairs_join_transitively_under_their_least_key() -> None:
-    groups = join_groups([("b", "a"), ("c", "b"), ("x", "y"), ("z", "z")])
-    assert groups == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x", "z": "z"}
-    assert join_groups([]) == {}
-
-
-def _splits(spark: SparkSession, rows: list[tuple[str, str | None]], ratios: Ratios) -> dict:
-    images = spark.createDataFrame(rows, "group_id string, official_split string")
-    found = assign_splits(images, ratios).collect()
+def _splits(
+    spark: SparkSession,
+    rows: list[tuple[str, str | None]],
+    ratios: Ratios,
+    policy: str = "official",
+    recorded: list[tuple[str, str, datetime]] | None = None,
+) -> dict:
+    """The split of each group of images `group_id:number`."""
+    named = [(f"{group}:{i}", group, official) for i, (group, official) in enumerate(rows)]
+    images = spark.createDataFrame(named, "image_id string, group_id string, official_split string")
+    known = spark.createDataFrame(recorded or [], RECORDED)
+    found = assign_splits(images, ratios, policy, known).collect()
     by_group: dict[str, set[str]] = {}
     for row in found:
         by_group.setdefault(row.group_id, set()).add(row.split)
@@ -45,6 +52,46 @@ def test_adding_images_moves_no_other(spark: SparkSession) -> None:
     before = _splits(spark, rows[:100], Ratios())
     after = _splits(spark, rows, Ratios())
     assert {group: after[group] for group in before} == before
+
+
+def test_no_list_counts_under_the_policy_hash(spark: SparkSession) -> None:
+    rows: list[tuple[str, str | None]] = [(f"g{i}", "test") for i in range(200)]
+    splits = _splits(spark, rows, Ratios(), policy="hash")
+    assert splits == _splits(spark, [(group, None) for group, _ in rows], Ratios())
+    assert set(splits.values()) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "split"),
+    [
+        ({0: ("train", 2), 1: ("val", 1)}, "val"),  # the earliest counts
+        ({0: ("train", 1), 1: ("test", 2)}, "test"),  # but who has been in test stays there
+        ({1: ("val", 1)}, "val"),  # a new image joins the group where it is
+    ],
+)
+def test_a_merged_group_keeps_what_is_recorded(
+    spark: SparkSession, recorded: dict[int, tuple[str, int]], split: str
+) -> None:
+    # Each of these groups would fall elsewhere too, were nothing recorded.
+    rows: list[tuple[str, str | None]] = [("g", "train_val"), ("g", None), ("g", None)]
+    known = [(f"g:{i}", was, datetime(2026, 1, day)) for i, (was, day) in recorded.items()]
+    assert _splits(spark, rows, Ratios(1.0, 0.0, 0.0), recorded=known) == {"g": split}
+
+
+def test_the_official_test_list_wins_over_what_is_recorded(spark: SparkSession) -> None:
+    known = [("g:0", "train", datetime(2026, 1, 1))]
+    assert _splits(spark, [("g", None), ("g", "test")], Ratios(), recorded=known) == {"g": "test"}
+
+
+@pytest.mark.parametrize("text", ["0.8,0.2", "a,b,c", "", "0.8;0.1;0.1", "nan,0.5,0.5"])
+def test_ratios_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(SplitError):
+        Ratios.parse(text)
+
+
+def test_ratios_are_read_as_they_are_written() -> None:
+    assert Ratios.parse(" .7, .2,0.1") == Ratios(0.7, 0.2, 0.1) == Ratios.parse("0.7,0.2,0.1")
+    assert str(Ratios(0.7, 0.2, 0.1)) == "0.7,0.2,0.1"
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5, 0.5), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1)])
