@@ -16,7 +16,7 @@ PYTEST ?=
 
 BIN := .venv/bin
 
-.PHONY: help install demo test test-long check lint format clean java
+.PHONY: help install demo test test-long fuzz check lint format clean java
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -32,6 +32,9 @@ test: install ## Run the tests (under 10 minutes)
 
 test-long: install ## Run the tests that take longer
 	@$(BIN)/python -m pytest -m long $(PYTEST)
+
+fuzz: install ## Decode 10,000 mutated files
+	@$(BIN)/python -m pytest tests/test_fuzz.py $(PYTEST)
 
 check: lint test ## Everything that a change must pass: lint, then test
 

@@ -1,7 +1,7 @@
 """Files to images_raw and pixels: executors read and decode each new file once, in pieces.
 
-What is known of files is narrow and is matched on the driver, as Arrow tables; Spark reads, decodes
-and writes what is large.
+What is known of files is narrow, and is matched on the driver as Arrow tables. What is large is
+read, decoded and written by executors, and passes neither through the driver nor through a JVM.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import delta, staging, tables
+from cxr_spark import delta, isolation, staging, tables
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
 from cxr_spark.manifest import list_manifest
@@ -27,9 +27,9 @@ from cxr_spark.tables import Warehouse
 
 # Files decoded between two commits: what a kill costs at most.
 PIECE_FILES = 2_000
-# A retried task decodes each of its files in a process of its own, so tasks stay small.
-FILES_PER_TASK = 64
-OUTPUT_BATCH_BYTES = 16 << 20
+# A task costs 10 ms, and one that is tried again decodes each of its files in its own process.
+MOST_FILES_A_TASK, FEWEST_FILES_A_TASK = 256, 16
+PART_BYTES = 16 << 20
 # An image_id with this size and time is the same file as when it was read.
 SAME_FILE = ("image_id", "size_bytes", "modified_at")
 # Refused by their size, so their content has no hash; other unread files are tried each time.
@@ -213,7 +213,7 @@ def _decode_in_pieces(
     for start in range(0, len(pending), reading.piece_files):
         piece = pending.slice(start, reading.piece_files).select(["path", *SAME_FILE])
         staged, read = _staged_piece(spark, warehouse, piece, there, reading, run.run_id)
-        if staged.files:
+        if staged is not None:
             run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id, mode=mode)
             mode = "append"
         there = pa.concat_arrays([there, read["content_sha256"].combine_chunks().drop_null()])
@@ -229,44 +229,48 @@ def _staged_piece(
     there: pa.Array,
     reading: Reading,
     run_id: str,
-) -> tuple[staging.Staged, pa.Table]:
+) -> tuple[staging.Staged | None, pa.Table]:
     """Decode a piece in one pass, and stage what pixels hasn't got; also what was found, narrow.
 
-    All rows are written before any is looked at. Files never read have no content, and so no row
-    in pixels; they and contents that are there already are left out by writing once more those
-    few of the Parquet files that hold one.
+    Executors write the pixels themselves, so that these never pass through the JVM. All is written
+    before any of it is looked at; contents that are there already are left out by writing once
+    more those few of the files that hold one.
     """
-    preprocessing = reading.preprocessing
-    frame = spark.createDataFrame(piece).repartition(-(-len(piece) // FILES_PER_TASK))
-    decode = partial(_decode_batches, preprocessing=preprocessing, salt=reading.salt)
-    rows = frame.mapInArrow(decode, _decoded_schema()).select(
-        "*",
-        F.lit(preprocessing.fingerprint()).alias("preprocessing"),
-        F.lit(preprocessing.size).alias("image_size"),
-        F.lit(run_id).alias("run_id"),
+    path, schema = warehouse.path("pixels"), tables.schema("pixels")
+    tasks = _tasks(spark, len(piece))
+    decode = partial(
+        _decode_to_part,
+        piece=piece.combine_chunks(),
+        tasks=tasks,
+        folder=staging.new_folder(path),
+        reading=reading,
+        run_id=run_id,
     )
-    path, contract = warehouse.path("pixels"), tables.contract("pixels")
-    staged = staging.stage(rows, path, contract.schema)
-    schema = _arrow_schema("pixels", NARROW)
-    parts = [delta.read_part(file.path, schema) for file in staged.files]
-    read = pa.concat_tables(parts)
+    # The names of files travel with the function: no shuffle has to bring them to the tasks.
+    found = spark.range(0, tasks, 1, tasks).mapInArrow(decode, _found_schema()).toArrow()
+    read = found.select(NARROW).cast(_arrow_schema("pixels", NARROW))
     new = _first_of_new_contents(read, there)
-    mixed = {
-        file.path
-        for file, part in zip(staged.files, parts, strict=True)
-        if not pc.all(pc.is_in(part["image_id"], new)).as_py()
-    }
+    if not len(new):
+        return None, read
+    is_written = pc.is_valid(found["part"])
+    is_old = pc.and_(is_written, pc.invert(pc.is_in(found["image_id"], new)))
+    mixed = set(found["part"].filter(is_old).to_pylist())
+    parts = set(found["part"].filter(is_written).to_pylist())
+    staged = staging.stage_parts(sorted(parts), schema)
     if not mixed:
         return staged, read
-    written = [file for file in staged.files if file.path in mixed]
+    some = delta.read_files(spark, [f for f in staged.files if f.path in mixed], schema)
     wanted = F.broadcast(spark.createDataFrame(pa.table({"image_id": new})))
-    some = delta.read_files(spark, written, contract.schema)
-    fresh = some.join(wanted, on="image_id", how="left_semi")
-    again = staging.stage(fresh, path, contract.schema, required=contract.required)
-    files = [
-        file for file in staged.files + again.files if file.path not in mixed and file.num_rows
-    ]
-    return staged._replace(files=files), read
+    again = staging.stage(some.join(wanted, on="image_id", how="left_semi"), path, schema)
+    kept = [file for file in staged.files if file.path not in mixed]
+    return staged._replace(files=kept + [file for file in again.files if file.num_rows]), read
+
+
+def _tasks(spark: SparkSession, files: int) -> int:
+    """Enough tasks that no core waits long for the others, and no more."""
+    wanted = 8 * spark.sparkContext.defaultParallelism
+    fewest, most = -(-files // MOST_FILES_A_TASK), -(-files // FEWEST_FILES_A_TASK)
+    return max(fewest, min(wanted, most))
 
 
 def _first_of_new_contents(read: pa.Table, there: pa.Array) -> pa.Array:
@@ -277,29 +281,59 @@ def _first_of_new_contents(read: pa.Table, there: pa.Array) -> pa.Array:
     return pa.array(files.drop_duplicates("content_sha256")["image_id"], pa.string())
 
 
-def _decoded_schema() -> T.StructType:
+def _found_schema() -> T.StructType:
     pixels = tables.schema("pixels")
-    return T.StructType([pixels[name] for name in (*SAME_FILE, *Facts._fields)])
+    return T.StructType([*(pixels[name] for name in NARROW), T.StructField("part", T.StringType())])
 
 
-def _decode_batches(
-    batches: Iterator[pa.RecordBatch], preprocessing: Preprocessing, salt: bytes | None
+def _decode_to_part(
+    batches: Iterator[pa.RecordBatch],
+    piece: pa.Table,
+    tasks: int,
+    folder: str,
+    reading: Reading,
+    run_id: str,
 ) -> Iterator[pa.RecordBatch]:
-    schema = to_arrow_schema(_decoded_schema())
-    rows_at_once = max(1, OUTPUT_BATCH_BYTES // preprocessing.size**2)
-    decode = partial(facts_of_file, preprocessing=preprocessing, salt=salt)
-    for batch in batches:
-        for start in range(0, batch.num_rows, rows_at_once):
-            rows = batch.slice(start, rows_at_once).to_pylist()
-            yield pa.RecordBatch.from_pylist(_decoded(rows, decode), schema)
+    """Decode a task's share of a piece, write what has a content, and yield what was found."""
+    isolation.settle_worker()
+    numbers = [number for batch in batches for number in batch["id"].to_pylist()]
+    bounds = [len(piece) * number // tasks for number in range(tasks + 1)]
+    files = [
+        file
+        for number in numbers
+        for file in piece.slice(bounds[number], bounds[number + 1] - bounds[number]).to_pylist()
+    ]
+    preprocessing = reading.preprocessing
+    of_all = {
+        "preprocessing": preprocessing.fingerprint(),
+        "image_size": preprocessing.size,
+        "run_id": run_id,
+    }
+    decode = partial(facts_of_file, preprocessing=preprocessing, salt=reading.salt)
+    rows_at_once = max(1, PART_BYTES // preprocessing.size**2)
+    for start in range(0, len(files), rows_at_once):
+        some = files[start : start + rows_at_once]
+        rows = pa.Table.from_pylist(
+            [
+                file | facts | of_all
+                for file, facts in zip(some, _decoded(some, decode), strict=True)
+            ],
+            to_arrow_schema(tables.schema("pixels")),
+        )
+        with_content = rows.filter(pc.is_valid(rows["content_sha256"]))
+        part = staging.write_part(with_content, folder) if len(with_content) else None
+        parts = pc.if_else(pc.is_valid(rows["content_sha256"]), pa.scalar(part, pa.string()), None)
+        yield from rows.select(NARROW).append_column("part", parts).to_batches()
 
 
-def _decoded(rows: list[dict[str, Any]], decode: Callable[[str], Facts]) -> list[dict[str, Any]]:
+def _decoded(
+    files: list[dict[str, Any]], decode: Callable[[str], Facts]
+) -> Iterator[dict[str, Any]]:
     context = TaskContext.get()
     # An attempt before this one may have died of one of these images.
     isolated = context is not None and context.attemptNumber() > 0
-    facts = decode_files([row["path"] for row in rows], decode, isolated=isolated)
-    return [row | of_file._asdict() for row, of_file in zip(rows, facts, strict=True)]
+    found = decode_files([file["path"] for file in files], decode, isolated=isolated)
+    return (facts._asdict() for facts in found)
 
 
 def _with_facts(files: pa.Table, known: pa.Table, decoded: pa.Table) -> pa.Table:

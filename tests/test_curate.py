@@ -373,7 +373,7 @@ def test_an_image_that_kills_its_worker_costs_one_row(
     run_curate: Curate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ingest, "_decode_batches", _decode_batches_of_a_bad_decoder)
+    monkeypatch.setattr(ingest, "_decode_to_part", _decode_with_a_bad_decoder)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         run = run_curate(folders)
@@ -383,7 +383,7 @@ def test_an_image_that_kills_its_worker_costs_one_row(
     assert _reasons(spark, warehouse)["Tuberculosis-3.png"] == "decoder_crashed"
 
 
-def _decode_batches_of_a_bad_decoder(batches: Any, **named: Any) -> Any:
+def _decode_with_a_bad_decoder(batches: Any, **named: Any) -> Any:
     """Runs in the worker: there alone, one file's decoder is one that crashes."""
     import ctypes
 
@@ -396,7 +396,7 @@ def _decode_batches_of_a_bad_decoder(batches: Any, **named: Any) -> Any:
 
     ingest.facts_of_file = decode
     try:
-        yield from ingest._decode_batches(batches, **named)  # the worker's own: not replaced
+        yield from ingest._decode_to_part(batches, **named)  # the worker's own: not replaced
     finally:
         ingest.facts_of_file = images.facts_of_file
 

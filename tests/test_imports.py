@@ -16,13 +16,15 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports from the layers below its own; at the bottom and among the
 # parts also from its own. Stages don't import each other: they meet through tables.
 LAYERS = {
-    "concepts": """labels sources sources_nih images image_arrays duplicates splits metrics figures
+    "concepts": """labels reasons pseudonyms listing sources sources_nih manifest
+        images image_arrays dicom isolation duplicates groups splits metrics figures
         calibration artifact phantom phantom_anatomy phantom_bones phantom_findings
         phantom_frame phantom_opacities sample_layouts sample_traps""",
-    "parts": """delta staging tables selection expectations reader augment models ranks fit
-        sql sql_errors sql_gate sql_output sql_prompt""",
+    "parts": """delta staging tables near_duplicates selection ledger leakage expectations data_docs
+        reader augment models ranks fit sql sql_errors sql_gate sql_output sql_prompt""",
     "stages": "ingest curate train score evaluate report sample job session",
-    "jobs": "jobs.curate jobs.evaluate jobs.query jobs.sample jobs.score jobs.train",
+    "jobs": """jobs.check_leakage jobs.curate jobs.evaluate jobs.query jobs.sample jobs.score
+        jobs.train""",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}
@@ -33,9 +35,11 @@ CLOSED = {"stages", "jobs"}
 MAY_IMPORT = {
     "deltalake": "delta",
     "petastorm": "reader",
-    "great_expectations": "expectations",
-    "pyspark": """delta staging tables selection expectations duplicates splits sql
-        sql_errors sql_output ingest curate train score evaluate report session""",
+    "great_expectations": "expectations data_docs",
+    "pyspark": """delta staging tables near_duplicates leakage selection expectations ledger
+        duplicates groups splits sql sql_errors sql_output ingest curate train score evaluate report session""",
+    "pydicom": "dicom",
+    "gdcm": "dicom",
     "torch": "augment models ranks fit reader train score",
     "torchvision": "models fit",
 }

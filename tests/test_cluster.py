@@ -1,0 +1,129 @@
+"""Curation on a standalone cluster on loopback: workers that have but what is shipped to them."""
+
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyspark
+import pytest
+from pyspark.sql import SparkSession
+
+from cxr_spark.tables import Warehouse
+from tests.conftest import REPOSITORY, source_options
+
+SPARK_HOME = Path(pyspark.__file__).parent
+# What an executor of curate imports; torch and Spark itself are not among it.
+EXECUTOR_NEEDS = (
+    "deltalake",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "pydicom",
+    "scipy",
+)
+# When a run happened is all that two runs may differ in.
+OF_THE_RUN = {"run_id", "split_since"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive with our wheel and what it imports as requirements.lock has it; no torch."""
+    folder = tmp_path_factory.mktemp("environment")
+    pins = (REPOSITORY / "requirements.lock").read_text("utf-8").splitlines()
+    excluded = ("torch", "nvidia", "triton", "pyspark", "petastorm", "cuda")
+    wanted = [pin for pin in pins if pin and not pin.lstrip("#").startswith(excluded)]
+    needed = [pin for pin in wanted if pin.split("==")[0].lower() in EXECUTOR_NEEDS]
+    assert len(needed) == len(EXECUTOR_NEEDS)
+    (folder / "pins.txt").write_text("\n".join(wanted))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    target = ["install", "--target", str(folder / "packages")]
+    subprocess.run([*pip, *target, *needed, "-c", str(folder / "pins.txt")], check=True)
+    built = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(REPOSITORY)]
+    subprocess.run([*pip, *built], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, *target, "--no-deps", str(wheel)], check=True)
+    archive = folder / "environment.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(folder / "packages", arcname=".")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a master with two workers of one core each, on loopback."""
+    folder = tmp_path_factory.mktemp("cluster")
+    port = _free_port()
+    url = f"spark://127.0.0.1:{port}"
+    on = ["--host", "127.0.0.1", "--webui-port", "0"]
+    commands = [["master.Master", "--port", str(port), *on]]
+    commands += [
+        ["worker.Worker", "-c", "1", "-m", "2g", "-d", str(folder / str(i)), *on, url]
+        for i in range(2)
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK"))}
+    environment |= {"SPARK_HOME": str(SPARK_HOME), "SPARK_LOCAL_IP": "127.0.0.1"}
+    log = (folder / "log").open("w")
+    processes = []
+    try:
+        for name, *options in commands:
+            command = [SPARK_HOME / "bin" / "spark-class", f"org.apache.spark.deploy.{name}"]
+            processes.append(
+                subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
+            )
+            time.sleep(3)  # the master must listen before workers call it
+        yield url
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+
+
+@pytest.mark.long
+def test_a_cluster_gives_the_same_tables(
+    spark: SparkSession,
+    sources: Path,
+    curated: tuple[Path, dict],
+    environment: Path,
+    master: str,
+    tmp_path: Path,
+) -> None:
+    python = os.path.realpath(sys.executable)  # the interpreter that .venv is made of: no packages
+    submit = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", master]
+    submit += ["--properties-file", str(REPOSITORY / "conf" / "spark-defaults.conf")]
+    submit += ["--driver-memory", "2g", "--archives", f"{environment}#environment"]
+    for setting in (
+        "spark.executorEnv.PYTHONPATH=environment",
+        "spark.executor.memory=1g",
+        "spark.driver.host=127.0.0.1",
+        "spark.driver.bindAddress=127.0.0.1",
+    ):
+        submit += ["--conf", setting]
+    options = ["--warehouse", str(tmp_path / "warehouse"), *source_options(sources)]
+    ours = {k: v for k, v in os.environ.items() if k != "PYSPARK_SUBMIT_ARGS"}
+    done = subprocess.run(
+        [*submit, str(REPOSITORY / "jobs" / "curate.py"), *options, "--image-size", "64"],
+        env=ours | {"PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    on_cluster, local = Warehouse(tmp_path / "warehouse"), Warehouse(curated[0])
+    for name in ("images_raw", "near_duplicates", "images", "rejects"):
+        theirs, ours_frame = (w.read(spark, name) for w in (on_cluster, local))
+        columns = [column for column in ours_frame.columns if column not in OF_THE_RUN]
+        theirs, ours_frame = theirs.select(columns), ours_frame.select(columns)
+        assert theirs.count() == ours_frame.count() > 0 or name == "near_duplicates"
+        assert theirs.exceptAll(ours_frame).isEmpty(), name
