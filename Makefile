@@ -16,11 +16,16 @@ PYTEST ?=
 
 BIN := .venv/bin
 
-.PHONY: help install demo test test-long fuzz check lint format clean java
+# Of the benchmarks: a folder of radiographs to vary; without one, they are drawn.
+FROM ?=
+BENCH := $(BIN)/python -m benchmarks.
+CORPUS = $(if $(FROM),--from "$(FROM)")
+
+.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 install: .venv/.stamp ## Set up .venv: once, 2 to 5 minutes and about 7 GB
 
@@ -36,6 +41,17 @@ test-long: install ## Run the tests that take longer
 fuzz: install ## Decode 10,000 mutated files
 	@$(BIN)/python -m pytest tests/test_fuzz.py $(PYTEST)
 
+bench-ingest: install .venv-bench/.stamp ## Ingest against a bare loop, Daft and Ray Data (half an hour)
+	@$(BENCH)ingest --kind png --files 1000 $(CORPUS)
+	@$(BENCH)ingest --kind jpeg --files 2000 $(CORPUS)
+
+bench-scale: install ## Memory of curate up to 100k files, and a rerun (a quarter of an hour)
+	@$(BENCH)scale $(CORPUS)
+
+bench-near: install ## Recall and scaling of near-duplicate search; give FROM=DIR
+	@$(BENCH)near_duplicates $(CORPUS)
+	@$(BENCH)near_duplicate_scaling $(CORPUS)
+
 check: lint test ## Everything that a change must pass: lint, then test
 
 lint: install ## Check format, ruff's rules and types
@@ -46,6 +62,14 @@ lint: install ## Check format, ruff's rules and types
 format: install ## Format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+# What ingest is measured against needs other versions than the product.
+.venv-bench/.stamp: | .venv/.stamp
+	@$(BIN)/python -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+	  "daft[deltalake]==0.7.26" "pyiceberg==0.12.0" "ray[data]==2.60.0" "deltalake==1.6.6" "imagecodecs==2026.3.6" \
+	  "simplejpeg==1.9.0" "opencv-python-headless==4.11.0.86" "pillow==13.0.0"
+	@touch $@
 
 clean: ## Remove demo/, caches and builds; .venv stays
 	@rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache spark-warehouse

@@ -17,7 +17,7 @@ def mark_copies(images: DataFrame) -> DataFrame:
     which label is right.
 
     Args:
-        images: has image_id, source, path, label, pixel_sha256 and picture (`groups.mark_pictures`).
+        images: has image_id, source, path, label, pixel_sha256, and picture of `mark_pictures`.
 
     Returns:
         The images with columns `first_copy` (image_id of the exact copy that is kept) and `reason`

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ horizontal frequency, in half waves: a square of low ones, and a strip of higher
 axis."""
 THUMBNAIL_SIDE = 64
 
+_GREY_OF_8_BITS = b"\x08\x00"  # bit depth and colour type in a PNG's header
 _OPENCV_FORMATS = ("PNG", "JPEG")
 _GREY_MODES = ("1", "L", "LA", "I;16")
 _COLOUR_MODES = ("P", "RGB", "RGBA")
@@ -68,9 +70,9 @@ class UnknownGreyRange(ValueError):
 def decoded(image: Image.Image, data: bytes) -> Array:
     """Decodes an image that Pillow has opened.
 
-    The fastest that decodes a file well does: simplejpeg JPEG files without any flaw, OpenCV most
-    others, Pillow all else. The first two refuse files that end early, so Pillow's word on those is
-    the one that counts. On what they share all three have the same pixels.
+    The fastest that decodes a file well does: simplejpeg JPEG files and imagecodecs grey PNG files
+    without any flaw, OpenCV most others, Pillow all else. All but Pillow refuse files that end
+    early, so its word on those is the one that counts. On what they share all have the same pixels.
 
     Args:
         image: the opened, unloaded image: its header.
@@ -84,9 +86,10 @@ def decoded(image: Image.Image, data: bytes) -> Array:
         Exception: whatever Pillow raises on a damaged file.
     """
     upright = _UPRIGHT.get(_orientation(image))
-    samples = _by_simplejpeg(image, data)
-    if samples is None:
-        samples = _by_opencv(image, data)
+    for decode in (_by_simplejpeg, _by_imagecodecs, _by_opencv):
+        samples = decode(image, data)
+        if samples is not None:
+            break
     samples = to_8_bits(_by_pillow(image) if samples is None else samples)
     return np.ascontiguousarray(upright(samples)) if upright else samples
 
@@ -100,6 +103,17 @@ def _by_simplejpeg(image: Image.Image, data: bytes) -> Array | None:
     except ValueError:
         return None
     return _of_the_headers_size(samples[:, :, 0] if image.mode == "L" else samples, image)
+
+
+def _by_imagecodecs(image: Image.Image, data: bytes) -> Array | None:
+    if image.format != "PNG" or image.mode != "L" or not _png_chunks_fit(data):
+        return None
+    if data[24:26] != _GREY_OF_8_BITS or "transparency" in image.info:
+        return None
+    try:
+        return _of_the_headers_size(imagecodecs.png_decode(data), image)
+    except imagecodecs.PngError:
+        return None
 
 
 def _of_the_headers_size(samples: Array, image: Image.Image) -> Array | None:

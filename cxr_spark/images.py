@@ -301,7 +301,7 @@ def _with_pixels(facts: Facts, samples: image_arrays.Array, preprocessing: Prepr
         return _rejected(facts, "not_grayscale", detail)
     grey = image_arrays.as_grey(samples)
     facts = facts._replace(width=grey.shape[1], height=grey.shape[0])
-    # Both the square and the overview begin by halving: the first time, which costs most, is shared.
+    # Square and overview both begin by halving; its first step, which costs most, is shared.
     smaller = image_arrays.halved(grey, max(2 * preprocessing.size, image_arrays.OVERVIEW_SIDE))
     overview = image_arrays.overview(smaller)
     if image_arrays.is_blank(overview):

@@ -137,7 +137,12 @@ def test_the_headline_stands_beside_its_baselines(
     assert {"cce", "cce_prior", "cce_source_only", "accuracy"} <= metrics.keys()
     assert metrics["cce"]["value"] == pytest.approx(chain.evaluate["outputs"]["cce"])
     assert metrics["cce"]["n"] == metrics["cce_source_only"]["n"] > 0
-    assert "<html" in chain.report.read_text("utf-8")
+    page = chain.report.read_text("utf-8")
+    assert "<html" in page
+    # The ledger of the run that published the images, line by line.
+    counts = chain.curate["counts"]
+    assert "The ledger: files by source and rule" in page
+    assert f"<td>{counts['nih.multi_label']}</td>" in page.split("multi_label")[1].split("</tr>")[0]
 
 
 def test_sql_joins_predictions_with_images(chain: Chain) -> None:

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
@@ -572,7 +573,7 @@ def test_too_little_memory_is_a_reason_too(monkeypatch):
     def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(cv2, "imdecode", exhausted)
+    monkeypatch.setattr(imagecodecs, "png_decode", exhausted)
     assert decode(encoded(film())).reason == "decoder_memory"
 
 

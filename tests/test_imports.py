@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "petastorm": "reader",
     "great_expectations": "expectations data_docs",
     "pyspark": """delta staging tables near_duplicates leakage selection expectations ledger
-        duplicates groups splits sql sql_errors sql_output ingest curate train score evaluate report session""",
+        duplicates groups splits sql sql_errors sql_output ingest curate train score evaluate
+        report session""",
     "pydicom": "dicom",
     "gdcm": "dicom",
     "torch": "augment models ranks fit reader train score",
