@@ -74,7 +74,7 @@ def write(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation, pat
     """Write the report of an evaluation; the file appears whole or not at all."""
     shown = [*confident_mistakes(evaluation.rows), *clear_hits(evaluation.rows)]
     thumbnails = read_thumbnails(spark, warehouse, evaluation, [s.image_id for s in shown])
-    curated = warehouse.published_with(evaluation.images_version)
+    curated = warehouse.find_curate_run(evaluation.images_version)
     page = render(evaluation, thumbnails, made_at=datetime.now(UTC), curated=curated)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -75,7 +75,7 @@ class CurateRun(NamedTuple):
     """A finished curate run: what it was asked, what it counted, the versions it published."""
 
     run_id: str
-    package_version: str
+    package_version: str | None
     arguments: dict[str, str]
     counts: dict[str, float]
     versions: dict[str, int]
@@ -148,23 +148,37 @@ class Warehouse:
         Raises:
             NoSuchVersion: no finished run published it.
         """
+        run = self.find_curate_run(images_version)
+        if run is None:
+            known = sorted({run.versions["images"] for run in self._curate_runs()})
+            raise NoSuchVersion(
+                f"{self.root}: images version {images_version} was never published; "
+                f"published: {known}"
+            )
+        return run
+
+    def find_curate_run(self, images_version: int) -> CurateRun | None:
+        """The first curate run that published this version of images, if one did."""
         runs = self._curate_runs()
-        for run in runs:
-            if run.versions.get("images") == images_version:
-                return run
-        known = sorted({run.versions["images"] for run in runs})
-        raise NoSuchVersion(
-            f"{self.root}: images version {images_version} was never published; published: {known}"
-        )
+        return next((run for run in runs if run.versions.get("images") == images_version), None)
 
     def _curate_runs(self) -> list[CurateRun]:
         if not self.exists("runs"):
             return []
         kept = ("run_id", "package_version", "arguments", "counts", "versions_written")
-        rows = delta.read_rows(self.path("runs"), (*kept, "job", "status", "finished_at"))
+        rows = delta.read_rows(self.path("runs"), ("job", "status", "finished_at", *kept))
         finished = [row for row in rows if row["job"] == "curate" and row["status"] == "finished"]
         finished.sort(key=lambda row: row["finished_at"])
-        return [CurateRun(*(row[name] for name in kept)) for row in finished]
+        return [
+            CurateRun(
+                row["run_id"],
+                row["package_version"],
+                row["arguments"] or {},
+                row["counts"] or {},
+                row["versions_written"],
+            )
+            for row in finished
+        ]
 
     def stage(self, name: str, frame: DataFrame, *, max_records_per_file: int = 0) -> Staged:
         """Write a frame's files under a table; `commit` makes them its next version."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def decode(path: str) -> Facts:
     return Facts(format="PNG", pixels=name.encode() * 100_000)
 
 
-def decoded(paths, *, isolated=True, timeout_s=1.0, memory_bytes=2**30) -> list[Facts]:
+def decoded(paths, *, isolated=True, timeout_s=10.0, memory_bytes=2**30) -> list[Facts]:
     return list(
         decode_files(
             paths, decode, isolated=isolated, timeout_s=timeout_s, memory_bytes=memory_bytes
@@ -104,7 +105,9 @@ def test_in_children_the_culprit_is_named_with_its_content_and_its_neighbours_ar
     tmp_path, name, reason, detail, capfd
 ):
     (tmp_path / name).write_bytes(b"the bytes")
-    facts = decoded(["a.png", str(tmp_path / name), "b.png"])
+    # The end of a large process may take its time; only what hangs needs to wait for the alarm.
+    timeout_s = 1.0 if name == "hangs" else 10.0
+    facts = decoded(["a.png", str(tmp_path / name), "b.png"], timeout_s=timeout_s)
     assert [one.reason for one in facts] == [None, reason, None]
     assert [one.pixels for one in facts] == [b"a.png" * 100_000, None, b"b.png" * 100_000]
     assert facts[1].content_sha256 == hashlib.sha256(b"the bytes").hexdigest()
@@ -126,7 +129,7 @@ def test_in_the_process_itself_too_much_memory_is_a_reason(tmp_path):
 def test_in_the_process_itself_a_hang_or_crash_ends_the_process(name, killed_by):
     code = (
         "import sys; from tests.test_isolation import decoded\n"
-        "decoded(['a.png', sys.argv[1]], isolated=False)"
+        "decoded(['a.png', sys.argv[1]], isolated=False, timeout_s=1.0)"
     )
     done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, timeout=60)
     assert done.returncode == -killed_by
@@ -136,8 +139,8 @@ def test_children_leave_no_zombies_and_no_open_pipes():
     opened = len(os.listdir("/proc/self/fd"))
     decoded(["a.png", "crashes", "b.png"] * 5)
     assert len(os.listdir("/proc/self/fd")) == opened
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    with suppress(ChildProcessError):  # other tests may have children that are at work
+        assert os.waitpid(-1, os.WNOHANG) == (0, 0)
 
 
 def in_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -278,7 +278,7 @@ def test_the_file_appears_whole_or_not_at_all(
         report, "read_thumbnails", lambda *_: dict.fromkeys(given.rows.image_id, uri)
     )
     path = tmp_path / "new" / "report.html"
-    report.write(None, None, given, path)  # type: ignore[arg-type]
+    report.write(None, Warehouse(tmp_path / "warehouse"), given, path)  # type: ignore[arg-type]
     assert path.read_text("utf-8").endswith("</html>")
     path.write_text("the old one")
 
@@ -287,7 +287,7 @@ def test_the_file_appears_whole_or_not_at_all(
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="no space left"):
-        report.write(None, None, given, path)  # type: ignore[arg-type]
+        report.write(None, Warehouse(tmp_path / "warehouse"), given, path)  # type: ignore[arg-type]
     assert [file.read_text("utf-8") for file in path.parent.iterdir()] == ["the old one"]
 
 

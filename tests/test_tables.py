@@ -48,7 +48,7 @@ def test_published_is_what_the_last_finished_curate_run_names(tmp_path: Path) ->
     _record(warehouse, 5, "score", "finished", images=6)
     assert warehouse.published() == {"images": 4, "rejects": 2}
     assert warehouse.current("images") == 4
-    assert warehouse.published_with(3) == {"images": 3, "rejects": 1}
+    assert warehouse.published_with(3).versions == {"images": 3, "rejects": 1}
     with pytest.raises(tables.NoSuchVersion, match=r"published: \[0, 3, 4\]"):
         warehouse.published_with(5)
 
@@ -65,10 +65,10 @@ def test_rows_are_compared_by_key_with_nulls_and_order_in_view(spark: SparkSessi
     schema = "id string, words array<string>, note string"
     left = spark.createDataFrame([("a", ["x"], None), ("b", None, "n")], schema)
     same = spark.createDataFrame([("b", None, "other"), ("a", ["x"], None)], schema)
-    assert tables.same_rows(left, same, key="id", ignoring=("note",))
-    assert not tables.same_rows(left, same, key="id")
+    assert tables.same_rows(left, same, key=["id"], ignoring=("note",))
+    assert not tables.same_rows(left, same, key=["id"])
     for other in ([("a", ["x"], None)], [("a", ["x"], None), ("b", [], "n")]):
-        assert not tables.same_rows(left, spark.createDataFrame(other, schema), key="id")
+        assert not tables.same_rows(left, spark.createDataFrame(other, schema), key=["id"])
 
 
 def test_files_of_images_are_about_eight_megabytes() -> None:
