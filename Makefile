@@ -32,7 +32,7 @@ install: .venv/.stamp ## Set up .venv: once, 2 to 5 minutes and about 7 GB
 demo: install ## Run the whole chain on drawn radiographs, into demo/ (under 6 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh $(IMAGES) $(EPOCHS)
 
-test: install ## Run the tests (under 10 minutes)
+test: install ## Run the tests (under 15 minutes)
 	@$(BIN)/python -m pytest -m "not long" $(PYTEST)
 
 test-long: install ## Run the tests that take longer

@@ -20,13 +20,16 @@ SPARK_HOME = Path(pyspark.__file__).parent
 # What an executor of curate imports; torch and Spark itself are not among it.
 EXECUTOR_NEEDS = (
     "deltalake",
+    "imagecodecs",
     "numpy",
     "opencv-python-headless",
     "pandas",
     "pillow",
     "pyarrow",
     "pydicom",
+    "python-gdcm",
     "scipy",
+    "simplejpeg",
 )
 # When a run happened is all that two runs may differ in.
 OF_THE_RUN = {"run_id", "split_since"}
@@ -57,7 +60,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, *target, "--no-deps", str(wheel)], check=True)
     archive = folder / "environment.tar"
     with tarfile.open(archive, "w") as file:
-        file.add(folder / "packages", arcname=".")
+        for path in (folder / "packages").iterdir():
+            file.add(path, arcname=path.name)
     return archive
 
 
