@@ -31,6 +31,7 @@ HEADER = (
 )
 SIDE = 40
 DECODED = 200
+SPARK = "--conf spark.master=local[2,4] --conf spark.driver.memory=1g pyspark-shell"
 
 
 def draw(files: int, root: Path) -> Path:
@@ -57,10 +58,7 @@ def curate(warehouse: Path, source: Path) -> tuple[dict, dict[str, float], float
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ
-        | {
-            "PYSPARK_SUBMIT_ARGS": "--conf spark.master=local[2,4] --conf spark.driver.memory=1g pyspark-shell"
-        },
+        env=os.environ | {"PYSPARK_SUBMIT_ARGS": SPARK},
     )
     peaks = {"driver": 0.0, "jvm": 0.0, "worker": 0.0}
     while job.poll() is None:
