@@ -16,7 +16,8 @@ EXAMPLES = """examples:
   curate.py --warehouse warehouse --nih NIH_DIR --pneumonia PNEUMONIA_DIR
   curate.py --warehouse warehouse --covid COVID_DIR     add a source; those not named stay
   curate.py --warehouse warehouse --manifest mercy=/archive/mercy.csv
-  curate.py --warehouse warehouse --select tuberculosis=Tuberculosis,NoFinding --cap NoFinding=5000
+  curate.py --warehouse warehouse --nih NIH_DIR --label-policy sole-target --cap "No Finding=5000"
+  curate.py --warehouse warehouse --nih NIH_DIR --select "nih=Edema,Effusion,No Finding" --full
 Only new and changed files are read. Each file is a row of images or of rejects, with its reason.
 docs/curation.md tells of manifests, reasons, policies, duplicates and splits."""
 
