@@ -127,7 +127,7 @@ def _change_near_duplicates(
 ) -> Change:
     """Compare contents that nobody has compared yet with all; forget pairs of what has gone."""
     readable = images_raw.where("reason IS NULL").select("content_sha256").distinct().persist()
-    if before and "near_duplicates" in before.versions:
+    if before:
         version = before.versions["images_raw"]
         compared = warehouse.read(spark, "images_raw", version).where("reason IS NULL")
         new = readable.join(compared, on="content_sha256", how="left_anti").persist()
@@ -151,8 +151,7 @@ def _change_near_duplicates(
         return Change(known)
     staged = warehouse.stage("near_duplicates", pairs.coalesce(1))
     rows = delta.read_staged(spark, staged).drop("run_id")
-    has_versions = before is not None and "near_duplicates" in before.versions
-    if has_versions and tables.same_rows(rows, known, key=PAIR):
+    if before and tables.same_rows(rows, known, key=PAIR):
         return Change(known)
     return Change(rows, staged)
 

@@ -82,9 +82,8 @@ def stage(
         DeltaError: the files seen here don't hold the rows that Spark wrote (driver and executors
             don't share the storage).
     """
-    _check_root(table)
     seen = Observation()
-    folder = Path(table).absolute() / f"j-{uuid.uuid4().hex}"
+    folder = _fresh_folder(table)
     null_counts = [F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in required]
     rows = conform(frame, schema).observe(seen, F.count(F.lit(1)).alias("rows"), *null_counts)
     writer = rows.write.option("maxRecordsPerFile", max_records_per_file)
@@ -102,8 +101,7 @@ def stage_rows(
     partition_by: Sequence[str] = (),
 ) -> Staged:
     """Write a few rows from the driver, without Spark, into a fresh folder under the table."""
-    _check_root(table)
-    folder = Path(table).absolute() / f"j-{uuid.uuid4().hex}"
+    folder = _fresh_folder(table)
     by_partition: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         by_partition.setdefault(tuple(row[name] for name in partition_by), []).append(row)
@@ -139,8 +137,7 @@ def stage_arrow(rows: pa.Table, table: str, schema: T.StructType) -> Staged:
 
 def new_folder(table: str) -> str:
     """Make a fresh folder under a table, for parts that executors write."""
-    _check_root(table)
-    folder = Path(table).absolute() / f"j-{uuid.uuid4().hex}"
+    folder = _fresh_folder(table)
     folder.mkdir(parents=True)
     return str(folder)
 
@@ -197,11 +194,14 @@ def conform(frame: DataFrame, schema: T.StructType) -> DataFrame:
     return frame.select(*[f"`{name}`" for name in schema.names])
 
 
-def _check_root(table: str) -> None:
-    if "%" in str(Path(table).absolute()):
+def _fresh_folder(table: str) -> Path:
+    """A folder under a table that isn't there yet; never named like what vacuum passes over."""
+    root = Path(table).absolute()
+    if "%" in str(root):
         raise DeltaError(
             f"{table}: a folder with % in its path can't hold a Delta table; rename it"
         )
+    return root / f"j-{uuid.uuid4().hex}"
 
 
 def _check_written(staged: Staged, seen: Mapping[str, Any]) -> None:
