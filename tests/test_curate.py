@@ -4,7 +4,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
         return one
 
     return run
+
+
+@contextmanager
+def dying_after(commits: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A block that must end as if its process died after so many commits."""
+    real, done = delta.commit, []
+
+    def commit(*arguments: Any, **named: Any) -> int:
+        if len(done) == commits:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(delta, "commit", commit)
+        yield
 
 
 def _contents(spark: SparkSession, warehouse: Warehouse, name: str) -> list[Row]:
@@ -263,18 +280,8 @@ def test_a_killed_ingest_keeps_its_finished_pieces(
     run_curate: Curate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, done = delta.commit, []
-
-    def commit(*arguments: Any, **named: Any) -> int:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(1)
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(delta, "commit", commit)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_after(2, monkeypatch):
         run_curate(folders, piece_files=6)
-    monkeypatch.setattr(delta, "commit", real)
     assert warehouse.published() == {}
     run = run_curate(folders, piece_files=6)
     assert run.counts["decoded"] == 10 + 1  # the file without bytes has no content to be known by
@@ -415,18 +422,8 @@ def test_a_run_that_dies_between_its_commits_publishes_nothing_and_the_rerun_doe
     before = _contents(spark, warehouse, "images")
     chest = folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
     draw(chest / "person95_virus_95.jpeg", 95)
-    real, done = delta.commit, []
-
-    def commit(*arguments: Any, **named: Any) -> int:
-        if len(done) == commits:
-            raise KeyboardInterrupt
-        done.append(1)
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(delta, "commit", commit)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_after(commits, monkeypatch):
         run_curate(folders)
-    monkeypatch.setattr(delta, "commit", real)
     assert warehouse.published() == published
     assert _contents(spark, warehouse, "images") == before
     run = run_curate(folders)
