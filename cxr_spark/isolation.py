@@ -32,6 +32,7 @@ _ENDS: dict[int, tuple[str, str]] = {
     # By nobody but the kernel, when the machine has no memory left.
     signal.SIGKILL: ("decoder_memory", "killed while decoding, as for want of memory"),
 }
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 
 
 @cache
@@ -141,6 +142,8 @@ def _answer(
     writing: int, path: str, decode: Callable[[str], Facts], timeout_s: float, memory_bytes: int
 ) -> NoReturn:
     """Decodes in the child, and leaves it without any of what a Python process does at its end."""
+    for number in _CRASHES:  # a library's handler may wait for a thread that isn't in the child
+        signal.signal(number, signal.SIG_DFL)
     code = 1
     try:
         with _limits(timeout_s, memory_bytes), open(writing, "wb") as pipe:

@@ -105,13 +105,25 @@ def test_in_children_the_culprit_is_named_with_its_content_and_its_neighbours_ar
     tmp_path, name, reason, detail, capfd
 ):
     (tmp_path / name).write_bytes(b"the bytes")
-    # The end of a large process may take its time; only what hangs needs to wait for the alarm.
     timeout_s = 1.0 if name == "hangs" else 10.0
     facts = decoded(["a.png", str(tmp_path / name), "b.png"], timeout_s=timeout_s)
     assert [one.reason for one in facts] == [None, reason, None]
     assert [one.pixels for one in facts] == [b"a.png" * 100_000, None, b"b.png" * 100_000]
     assert facts[1].content_sha256 == hashlib.sha256(b"the bytes").hexdigest()
     assert detail in (facts[1].detail or "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_ends_a_child_at_once_whatever_handler_a_library_has_set(number):
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    before = libc.signal(number, ctypes.cast(libc.pause, ctypes.c_void_p))
+    try:
+        facts = decoded(["crashes" if number == signal.SIGSEGV else "aborts"], timeout_s=10.0)
+    finally:
+        libc.signal(number, before)
+    assert facts[0].reason == "decoder_crashed"
 
 
 def test_a_culprit_that_cannot_be_read_has_no_content():
