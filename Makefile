@@ -67,7 +67,7 @@ format: install ## Format the code, and mend what ruff can mend
 .venv-bench/.stamp: | .venv/.stamp
 	@$(BIN)/python -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
-	  "daft[deltalake]==0.7.26" "pyiceberg==0.12.0" "ray[data]==2.60.0" "deltalake==1.6.6" "imagecodecs==2026.3.6" \
+	  "daft[deltalake]==0.7.26" "pyiceberg==0.12.0" "ray[data]==2.60.0" "deltalake==1.6.6" "kornia-rs==0.2.0" \
 	  "simplejpeg==1.9.0" "opencv-python-headless==4.11.0.86" "pillow==13.0.0"
 	@touch $@
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
-import imagecodecs
+import kornia_rs.io
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ class UnknownGreyRange(ValueError):
 def decoded(image: Image.Image, data: bytes) -> Array:
     """Decodes an image that Pillow has opened.
 
-    The fastest that decodes a file well does: simplejpeg JPEG files and imagecodecs grey PNG files
+    The fastest that decodes a file well does: simplejpeg JPEG files and kornia-rs grey PNG files
     without any flaw, OpenCV most others, Pillow all else. All but Pillow refuse files that end
     early, so its word on those is the one that counts. On what they share all have the same pixels.
 
@@ -86,7 +86,7 @@ def decoded(image: Image.Image, data: bytes) -> Array:
         Exception: whatever Pillow raises on a damaged file.
     """
     upright = _UPRIGHT.get(_orientation(image))
-    for decode in (_by_simplejpeg, _by_imagecodecs, _by_opencv):
+    for decode in (_by_simplejpeg, _by_kornia, _by_opencv):
         samples = decode(image, data)
         if samples is not None:
             break
@@ -105,14 +105,14 @@ def _by_simplejpeg(image: Image.Image, data: bytes) -> Array | None:
     return _of_the_headers_size(samples[:, :, 0] if image.mode == "L" else samples, image)
 
 
-def _by_imagecodecs(image: Image.Image, data: bytes) -> Array | None:
-    if image.format != "PNG" or image.mode != "L" or not _png_chunks_fit(data):
-        return None
-    if data[24:26] != _GREY_OF_8_BITS or "transparency" in image.info:
+def _by_kornia(image: Image.Image, data: bytes) -> Array | None:
+    if image.format != "PNG" or data[24:26] != _GREY_OF_8_BITS or not _png_chunks_fit(data):
         return None
     try:
-        return _of_the_headers_size(imagecodecs.png_decode(data), image)
-    except imagecodecs.PngError:
+        return kornia_rs.io.decode_image_png_u8(data, (image.height, image.width), "mono")[:, :, 0]
+    except MemoryError:
+        raise
+    except Exception:  # it has no class of its own for what it can't decode
         return None
 
 

@@ -20,7 +20,7 @@ SPARK_HOME = Path(pyspark.__file__).parent
 # What an executor of curate imports; torch and Spark itself are not among it.
 EXECUTOR_NEEDS = (
     "deltalake",
-    "imagecodecs",
+    "kornia-rs",
     "numpy",
     "opencv-python-headless",
     "pandas",

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import cv2
-import imagecodecs
+import kornia_rs.io
 import numpy as np
 import pytest
 import simplejpeg
@@ -573,7 +573,7 @@ def test_too_little_memory_is_a_reason_too(monkeypatch):
     def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(imagecodecs, "png_decode", exhausted)
+    monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", exhausted)
     assert decode(encoded(film())).reason == "decoder_memory"
 
 
