@@ -106,7 +106,7 @@ def _by_simplejpeg(image: Image.Image, data: bytes) -> Array | None:
 
 
 def _by_kornia(image: Image.Image, data: bytes) -> Array | None:
-    if image.format != "PNG" or data[24:26] != _GREY_OF_8_BITS or not _png_chunks_fit(data):
+    if image.format != "PNG" or data[24:26] != _GREY_OF_8_BITS:
         return None
     try:
         return kornia_rs.io.decode_image_png_u8(data, (image.height, image.width), "mono")[:, :, 0]
@@ -298,6 +298,10 @@ def square(grey: Array, size: int, fit: str) -> Array:
     elif fit == "pad":
         grey = np.pad(grey, ((before * wide, after * wide), (before * tall, after * tall)))
     grey = halved(grey, 2 * size)
+    if 2 * size <= min(grey.shape) and max(grey.shape) < 4 * size:
+        # Linear to twice the side, then means of 2 x 2: as near to the mean of areas, as sharp and
+        # as free of moire as area resampling from here, in a third of its time.
+        grey = cv2.resize(grey, (2 * size, 2 * size), interpolation=cv2.INTER_LINEAR)
     shrinks = min(grey.shape) >= size
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(grey, (size, size), interpolation=interpolation)

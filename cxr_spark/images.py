@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cxr_spark import image_arrays
 
-PREPROCESSING_VERSION = 2
+PREPROCESSING_VERSION = 3
 """Goes up whenever the same bytes would give other pixels."""
 
 FITS = ("crop", "pad", "stretch")
@@ -160,7 +160,9 @@ def read_file(path: str) -> tuple[bytes | None, str | None, str | None]:
         # Should a pipe have taken the file's place meanwhile, then opening it must not wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(status.st_size + 1)
+            if len(data) > status.st_size:  # it has grown meanwhile
+                data += file.read(MAX_BYTES + 1 - len(data))
     except (FileNotFoundError, NotADirectoryError):
         return None, "missing_file", "no such file"
     except (OSError, ValueError) as error:  # ValueError: a path that no file system can hold

@@ -292,7 +292,7 @@ def test_stretch_keeps_everything_and_changes_the_aspect_ratio():
     )
 
 
-@pytest.mark.parametrize("side", [1024, 1000, 700, 301])
+@pytest.mark.parametrize("side", [1024, 1000, 700, 301, 200, 129])
 def test_shrinking_averages_areas(side):
     """Halving first comes within two grey levels of one area resampling of the whole."""
     picture = film(side, side)
@@ -309,8 +309,8 @@ def test_fine_stripes_shrink_to_their_mean_instead_of_aliasing():
     assert np.abs(pixels(decode(encoded(stripes)))[:, 10:].astype(int) - 128).max() <= 1
 
 
-@pytest.mark.parametrize(("side", "interpolation"), [(200, cv2.INTER_AREA), (40, cv2.INTER_LINEAR)])
-def test_up_to_four_times_shrinking_is_by_area_and_enlarging_is_linear(side, interpolation):
+@pytest.mark.parametrize(("side", "interpolation"), [(120, cv2.INTER_AREA), (40, cv2.INTER_LINEAR)])
+def test_up_to_two_times_shrinking_is_by_area_and_enlarging_is_linear(side, interpolation):
     noise = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
     expected = cv2.resize(noise, (64, 64), interpolation=interpolation)
     assert np.array_equal(pixels(decode(encoded(noise))), expected)
@@ -319,7 +319,7 @@ def test_up_to_four_times_shrinking_is_by_area_and_enlarging_is_linear(side, int
 def test_the_fingerprint_tells_every_attribute_apart_and_is_stable():
     default = Preprocessing()
     assert default.fingerprint() == Preprocessing(size=224, fit="crop").fingerprint()
-    canonical = '{"fit":"crop","resampling":"area","size":224,"version":2,"window":"file"}'
+    canonical = '{"fit":"crop","resampling":"area","size":224,"version":3,"window":"file"}'
     assert default.fingerprint() == hashlib.sha256(canonical.encode()).hexdigest()
     others = [Preprocessing(size=96), Preprocessing(fit="pad"), Preprocessing(fit="stretch")]
     assert len({default.fingerprint(), *(other.fingerprint() for other in others)}) == 4
@@ -334,7 +334,7 @@ def test_a_preprocessing_survives_json():
     ("change", "message"),
     [
         ({"fit": "squeeze"}, "fit 'squeeze'.*crop, pad, stretch"),
-        ({"version": 1}, "version 1.*knows 2"),
+        ({"version": 1}, "version 1.*knows 3"),
         ({"size": 4}, "image size 4: expected 8 to 4096"),
         ({"colour": True}, "expected exactly"),
     ],
