@@ -21,7 +21,7 @@ FROM ?=
 BENCH := $(BIN)/python -m benchmarks.
 CORPUS = $(if $(FROM),--from "$(FROM)")
 
-.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near
+.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -51,6 +51,12 @@ bench-scale: install ## Memory of curate up to 100k files, and a rerun (a quarte
 bench-near: install ## Recall and scaling of near-duplicate search; give FROM=DIR
 	@$(BENCH)near_duplicates $(CORPUS)
 	@$(BENCH)near_duplicate_scaling $(CORPUS)
+
+bench-delta: install ## Writes to Delta against Spark's plain Parquet writer (5 minutes)
+	@$(BENCH)delta_write
+
+bench-sql: install ## Queries through the views against plain Parquet; opening 1,000 commits (a quarter of an hour)
+	@$(BENCH)sql_views
 
 check: lint test ## Everything that a change must pass: lint, then test
 

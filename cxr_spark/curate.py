@@ -8,7 +8,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import cxr_spark
-from cxr_spark import delta, expectations, ledger, staging, tables
+from cxr_spark import commits, delta, expectations, ledger, staging, tables
 from cxr_spark.images import Preprocessing
 from cxr_spark.near_duplicates import near_pairs
 from cxr_spark.selection import Policy, curate_files
@@ -111,8 +111,12 @@ def _commit(
     published = {name: before[name] for name in changes if name not in staged}
     for name, files in staged.items():
         change = changes[name]
-        published[name] = delta.commit(
-            files, run_id=run.run_id, mode=change.mode, partitions=change.partitions
+        published[name] = commits.commit(
+            files,
+            run_id=run.run_id,
+            mode=change.mode,
+            partitions=change.partitions,
+            sequence=0,
         )
     run.versions_written.update(published)
 

@@ -1,30 +1,28 @@
-"""Delta snapshots for Spark: read the files of one version, write with one commit through delta-rs.
+"""Delta snapshots for Spark and Arrow: the files of one version, asked of delta-rs.
 
-Spark's own Parquet writer puts files into a fresh folder under the table; they exist for nobody
-until `commit` names them in the Delta log in one atomic step. Reading asks delta-rs for the files
-of one version and hands just those to Spark. No JVM connector is needed, and blobs never pass
-through the driver.
+Spark reads just those files with its own Parquet reader. No JVM connector is needed, and blobs
+never pass through the driver. What writes is in `staging` and `commits`.
 """
 
 import json
+import os
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import reduce
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Schema
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError as DeltaRsError
-from deltalake.transaction import AddAction, create_table_with_add_actions
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cxr_spark.staging import DeltaError, SchemaMismatch, Staged, StagedFile
+from cxr_spark import storage
+from cxr_spark.staging import DeltaError, Staged, StagedFile
 
 READABLE_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
 
@@ -50,6 +48,35 @@ def version(table: str) -> int | None:
     return DeltaTable(table).version() if DeltaTable.is_deltatable(table) else None
 
 
+def history(table: str) -> list[dict[str, Any]]:
+    """What each commit says of itself, the newest first.
+
+    delta-rs numbers what it reads from the version that it has open, so nobody may commit between.
+    """
+    while True:
+        snapshot = DeltaTable(table)
+        entries = snapshot.history()
+        if DeltaTable(table).version() == snapshot.version():
+            return entries
+
+
+def version_at(table: str, moment: datetime) -> int:
+    """The version that was the newest at a moment (with a time zone).
+
+    Raises:
+        NoSuchTable: there is none.
+        NoSuchVersion: the table wasn't there yet.
+    """
+    open_table(table)
+    written = {entry["version"]: entry["timestamp"] for entry in history(table)}
+    milliseconds = moment.timestamp() * 1000
+    past = [number for number, at in written.items() if at <= milliseconds]
+    if not past:
+        first = datetime.fromtimestamp(min(written.values()) / 1000, UTC)
+        raise NoSuchVersion(f"{table}: has no version of {moment}; its first is of {first}")
+    return max(past)
+
+
 def data_files(table: str, at_version: int | None = None) -> list[DataFile]:
     """The files of one version (default: the newest), in the order of their paths.
 
@@ -58,20 +85,34 @@ def data_files(table: str, at_version: int | None = None) -> list[DataFile]:
         DeltaError: the table needs a reader feature (deletion vectors, column mapping, ...) that
             reading by file lists would get wrong in silence.
     """
-    snapshot = _open(table, at_version)
-    actions = pa.table(snapshot.get_add_actions(flatten=False)).to_pylist()
-    root = Path(table).absolute()
-    return sorted(
+    snapshot = open_table(table, at_version)
+    actions = pa.table(snapshot.get_add_actions(flatten=False))
+    # Statistics are most of it, and of no use here.
+    used = [name for name in ("path", "num_records", "partition") if name in actions.schema.names]
+    root = storage.absolute(table)
+    files = sorted(
         DataFile(
-            str(root / unquote(action["path"])),
+            f"{root}/{unquote(action['path'])}",
             action["num_records"],
             {name: _as_text(value) for name, value in (action.get("partition") or {}).items()},
         )
-        for action in actions
+        for action in actions.select(used).to_pylist()
     )
+    is_local = not storage.is_remote(root)  # where asking for each file costs next to nothing
+    if at_version is not None and is_local and not all(os.path.exists(f.path) for f in files):
+        raise NoSuchVersion(
+            f"{table}: the files of version {at_version} are gone, as jobs/maintain.py removes "
+            "what is old and neither published nor trained on"
+        )
+    return files
 
 
-def _open(table: str, at_version: int | None) -> DeltaTable:
+def open_table(table: str, at_version: int | None = None) -> DeltaTable:
+    """One version of a table as delta-rs has it, if reading it by file lists is right.
+
+    Raises:
+        NoSuchTable, NoSuchVersion, DeltaError: as `data_files`.
+    """
     if not DeltaTable.is_deltatable(table):
         raise NoSuchTable(f"{table}: no Delta table there")
     try:
@@ -110,12 +151,12 @@ def table_schema(table: str, at_version: int | None = None) -> T.StructType:
     Raises:
         NoSuchTable, NoSuchVersion, DeltaError: as `data_files`.
     """
-    return _spark_schema(_open(table, at_version))
+    return spark_schema(open_table(table, at_version))
 
 
 def read_staged(spark: SparkSession, staged: Staged) -> DataFrame:
     """The staged files as a frame, before anybody else can see them."""
-    return read_files(spark, staged.files, staged.schema)
+    return read_files(spark, staged.files, staged.contract.schema)
 
 
 def read_arrow(table: str, schema: pa.Schema, at_version: int | None = None) -> pa.Table:
@@ -125,8 +166,17 @@ def read_arrow(table: str, schema: pa.Schema, at_version: int | None = None) -> 
 
 
 def read_part(path: str, schema: pa.Schema) -> pa.Table:
-    """Some columns of one Parquet file."""
-    return pq.ParquetFile(path).read(columns=schema.names).select(schema.names).cast(schema)
+    """Some columns of one Parquet file; null where they were added to the table after it."""
+    rows = _parquet(path).read(columns=schema.names)
+    for field in schema:
+        if field.name not in rows.schema.names:
+            rows = rows.append_column(field.name, pa.nulls(len(rows), field.type))
+    return rows.select(schema.names).cast(schema)
+
+
+def _parquet(place: str) -> pq.ParquetFile:
+    system, path = storage.opened(place)
+    return pq.ParquetFile(system.open_input_file(path))
 
 
 def read_rows(
@@ -135,12 +185,58 @@ def read_rows(
     """Rows of a small table on the driver, without Spark; partition columns are not given."""
     rows: list[dict[str, Any]] = []
     for file in data_files(table, at_version):
-        content = pq.ParquetFile(file.path).read(columns=list(columns))
-        maps = [field.name for field in content.schema if pa.types.is_map(field.type)]
-        for row in content.to_pylist():
-            # pyarrow gives a map as a list of pairs.
-            rows.append(row | {name: dict(row[name]) for name in maps if row[name] is not None})
+        rows += _rows_of(file.path, columns)
     return rows
+
+
+def _rows_of(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    content = _parquet(path).read(columns=list(columns))
+    maps = [field.name for field in content.schema if pa.types.is_map(field.type)]
+    lacking = dict.fromkeys(set(columns) - set(content.schema.names))
+    # pyarrow gives a map as a list of pairs.
+    return [
+        row | {name: dict(row[name]) for name in maps if row[name] is not None} | lacking
+        for row in content.to_pylist()
+    ]
+
+
+def newest_row(
+    table: str, columns: Sequence[str], *, by: str, where: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """The row with the greatest `by` among those that have some values; None if there is none.
+
+    The log's statistics tell which files may hold it: of a thousand, mostly one is opened.
+
+    Args:
+        table: without partitions.
+        columns: of the row given.
+        by: a timestamp column.
+        where: values of text columns.
+    """
+    actions = pa.table(open_table(table).get_add_actions(flatten=True))
+    latest = f"max.{by}"
+    bounds = [f"{bound}.{name}" for bound in ("min", "max") for name in where]
+    known = [n for n in ("path", latest, *bounds) if n in actions.schema.names]
+    files = [file for file in actions.select(known).to_pylist() if _may_hold(file, where)]
+    files.sort(key=lambda file: (file.get(latest) is None, file.get(latest)), reverse=True)
+    found: dict[str, Any] | None = None
+    root = storage.absolute(table)
+    for file in files:
+        if found and file.get(latest) is not None and file[latest] < found[by]:
+            break
+        for row in _rows_of(f"{root}/{unquote(file['path'])}", [*{by, *where, *columns}]):
+            fits = row[by] is not None and all(row[n] == value for n, value in where.items())
+            if fits and (found is None or row[by] > found[by]):
+                found = row
+    return found
+
+
+def _may_hold(file: Mapping[str, Any], where: Mapping[str, str]) -> bool:
+    """Whether a file's bounds of some columns leave room for these values."""
+    return all(
+        (file.get(f"min.{name}") or "") <= value <= (file.get(f"max.{name}") or value)
+        for name, value in where.items()
+    )
 
 
 def read_files(
@@ -163,7 +259,8 @@ def _read_partition(
 ) -> DataFrame:
     stored = T.StructType([field for field in schema if field.name not in values])
     literals = [F.lit(v).cast(schema[name].dataType).alias(name) for name, v in values.items()]
-    frame = spark.read.schema(stored).parquet(*[not_a_glob(path) for path in paths])
+    places = [not_a_glob(storage.for_spark(path)) for path in paths]
+    frame = spark.read.schema(stored).parquet(*places)
     return frame.select("*", *literals)
 
 
@@ -176,81 +273,6 @@ def _quoted(names: Iterable[str]) -> list[str]:
     return [f"`{name}`" for name in names]
 
 
-def commit(
-    staged: Staged,
-    *,
-    run_id: str,
-    mode: str = "append",
-    partitions: Sequence[str] | None = None,
-) -> int:
-    """Make the staged files the table's next version (`append` or `overwrite`); the version.
-
-    The commit itself checks almost nothing, so the table's schema is compared here once more.
-
-    Args:
-        staged: the files; none is fine where an overwrite empties what it replaces.
-        run_id: recorded with the version.
-        mode: `append`, or `overwrite` of the whole table or of some partitions.
-        partitions: values of the table's only partition column whose rows an overwrite replaces;
-            staged files may lie in others too. None: all rows.
-    """
-    properties = CommitProperties(custom_metadata={"run_id": run_id}, max_commit_retries=20)
-    adds = _add_actions(staged)
-    delta_schema = Schema.from_json(staged.schema.json())
-    if not DeltaTable.is_deltatable(staged.table):
-        create_table_with_add_actions(
-            staged.table,
-            delta_schema,
-            adds,
-            mode="error",
-            partition_by=list(staged.partition_by),
-            commit_properties=properties,
-        )
-        return 0
-    target = _open(staged.table, None)
-    _check_table_schema(target, staged)
-    # By partition columns alone: by any other, whole files would go with rows that must stay.
-    filters = None
-    if partitions is not None:
-        (column,) = staged.partition_by
-        filters = [(column, "in", list(partitions))]
-    target.create_write_transaction(
-        [*adds],
-        mode,
-        delta_schema,
-        partition_by=list(staged.partition_by),
-        commit_properties=properties,
-        partition_filters=filters,
-    )
-    return DeltaTable(staged.table).version()
-
-
-def _add_actions(staged: Staged) -> list[AddAction]:
-    now = int(time.time() * 1000)
-    return [
-        AddAction(
-            # delta-rs encodes the path for the log.
-            path=str(Path(file.path).relative_to(staged.table)),
-            size=file.size_bytes,
-            partition_values=file.partition,
-            modification_time=now,
-            data_change=True,
-            stats=json.dumps(file.statistics),
-        )
-        for file in staged.files
-    ]
-
-
-def _check_table_schema(target: DeltaTable, staged: Staged) -> None:
-    there = {f.name: f.dataType.simpleString() for f in _spark_schema(target)}
-    ours = {f.name: f.dataType.simpleString() for f in staged.schema}
-    differing = sorted(name for name in there | ours if there.get(name) != ours.get(name))
-    if differing:
-        raise SchemaMismatch(
-            f"{staged.table}: the table and this version of cxr_spark differ in "
-            + ", ".join(f"{n} ({there.get(n)} there, {ours.get(n)} here)" for n in differing)
-        )
-
-
-def _spark_schema(target: DeltaTable) -> T.StructType:
+def spark_schema(target: DeltaTable) -> T.StructType:
+    """The columns of an open table."""
     return T.StructType.fromJson(json.loads(target.schema().to_json()))

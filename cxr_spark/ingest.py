@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import delta, isolation, staging, tables
+from cxr_spark import commits, delta, isolation, staging, tables
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
 from cxr_spark.manifest import list_manifest
@@ -210,11 +210,13 @@ def _decode_in_pieces(
     there = decoded["content_sha256"].combine_chunks()
     pieces = [_arrow_schema("pixels", NARROW).empty_table()]
     mode = "overwrite" if reading.afresh else "append"
-    for start in range(0, len(pending), reading.piece_files):
+    for sequence, start in enumerate(range(0, len(pending), reading.piece_files)):
         piece = pending.slice(start, reading.piece_files).select(["path", *SAME_FILE])
         staged, read = _staged_piece(spark, warehouse, piece, there, reading, run.run_id)
         if staged is not None:
-            run.versions_written["pixels"] = delta.commit(staged, run_id=run.run_id, mode=mode)
+            run.versions_written["pixels"] = commits.commit(
+                staged, run_id=run.run_id, mode=mode, sequence=sequence
+            )
             mode = "append"
         there = pa.concat_arrays([there, read["content_sha256"].combine_chunks().drop_null()])
         pieces.append(read)
@@ -236,18 +238,19 @@ def _staged_piece(
     before any of it is looked at; contents that are there already are left out by writing once
     more those few of the files that hold one.
     """
-    path, schema = warehouse.path("pixels"), tables.schema("pixels")
-    tasks = _tasks(spark, len(piece))
+    path, contract = warehouse.path("pixels"), tables.contract("pixels")
+    bounds = _bounds_of_tasks(len(piece), spark.sparkContext.defaultParallelism)
     decode = partial(
         _decode_to_part,
         piece=piece.combine_chunks(),
-        tasks=tasks,
+        bounds=bounds,
         folder=staging.new_folder(path),
         reading=reading,
         run_id=run_id,
     )
     # The names of files travel with the function: no shuffle has to bring them to the tasks.
-    found = spark.range(0, tasks, 1, tasks).mapInArrow(decode, _found_schema()).toArrow()
+    tasks = spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
+    found = tasks.mapInArrow(decode, _found_schema()).toArrow()
     read = found.select(NARROW).cast(_arrow_schema("pixels", NARROW))
     new = _first_of_new_contents(read, there)
     if not len(new):
@@ -256,21 +259,27 @@ def _staged_piece(
     is_old = pc.and_(is_written, pc.invert(pc.is_in(found["image_id"], new)))
     mixed = set(found["part"].filter(is_old).to_pylist())
     parts = set(found["part"].filter(is_written).to_pylist())
-    staged = staging.stage_parts(sorted(parts), schema)
+    staged = staging.stage_parts(sorted(parts), contract)
     if not mixed:
         return staged, read
-    some = delta.read_files(spark, [f for f in staged.files if f.path in mixed], schema)
+    some = delta.read_files(spark, [f for f in staged.files if f.path in mixed], contract.schema)
     wanted = F.broadcast(spark.createDataFrame(pa.table({"image_id": new})))
-    again = staging.stage(some.join(wanted, on="image_id", how="left_semi"), path, schema)
+    again = staging.stage(some.join(wanted, on="image_id", how="left_semi"), path, contract)
     kept = [file for file in staged.files if file.path not in mixed]
     return staged._replace(files=kept + [file for file in again.files if file.num_rows]), read
 
 
-def _tasks(spark: SparkSession, files: int) -> int:
-    """Enough tasks that no core waits long for the others, and no more."""
-    wanted = 8 * spark.sparkContext.defaultParallelism
-    fewest, most = -(-files // MOST_FILES_A_TASK), -(-files // FEWEST_FILES_A_TASK)
-    return max(fewest, min(wanted, most))
+def _bounds_of_tasks(files: int, cores: int) -> list[int]:
+    """Where each task's share of the files begins, and the end: large shares first, small last.
+
+    So few tasks cost their start, and no core waits long for the others at the end.
+    """
+    bounds = [0]
+    while bounds[-1] < files:
+        left = files - bounds[-1]
+        share = min(MOST_FILES_A_TASK, max(FEWEST_FILES_A_TASK, 2 * left // (3 * cores)))
+        bounds.append(min(files, bounds[-1] + share))
+    return bounds
 
 
 def _first_of_new_contents(read: pa.Table, there: pa.Array) -> pa.Array:
@@ -289,7 +298,7 @@ def _found_schema() -> T.StructType:
 def _decode_to_part(
     batches: Iterator[pa.RecordBatch],
     piece: pa.Table,
-    tasks: int,
+    bounds: list[int],
     folder: str,
     reading: Reading,
     run_id: str,
@@ -297,7 +306,6 @@ def _decode_to_part(
     """Decode a task's share of a piece, write what has a content, and yield what was found."""
     isolation.settle_worker()
     numbers = [number for batch in batches for number in batch["id"].to_pylist()]
-    bounds = [len(piece) * number // tasks for number in range(tasks + 1)]
     files = [
         file
         for number in numbers

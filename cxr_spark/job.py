@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import cxr_spark
+from cxr_spark import storage
 from cxr_spark.tables import Warehouse
 
 EXIT_CODES = {
@@ -159,6 +160,11 @@ def start(
     with _summary_stream(prints_result) as summary_stream:
         try:
             if run.status == "finished":
+                if records and storage.is_remote(str(options.warehouse)):
+                    raise InputError(
+                        f"{options.warehouse}: jobs that write need a folder, as an object store "
+                        "has no locks; mount the store, or give a folder and copy it there"
+                    )
                 main(options, run)
         except (Exception, Stopped, KeyboardInterrupt) as raised:
             run.status, error = _outcome(raised)
@@ -229,7 +235,7 @@ def record(
         "package_version": cxr_spark.__version__,
     }
     try:
-        Warehouse(options.warehouse).append_rows("runs", [row])
+        Warehouse(options.warehouse).append_rows("runs", [row], sequence=0)
     except (Exception, Stopped) as raised:
         return _outcome(raised) if run.status == "finished" else (run.status, error)
     return run.status, error

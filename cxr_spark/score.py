@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import delta, tables
+from cxr_spark import commits, delta, tables
 from cxr_spark.artifact import Card, load_card, load_weights
 from cxr_spark.images import Preprocessing, facts_of_file
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES
@@ -200,7 +200,7 @@ def _score(
     staged = warehouse.stage("predictions", rows)
     run.counts["errors"] = delta.read_staged(spark, staged).where("error IS NOT NULL").count()
     run.counts |= {"model_loads": plan.model_loads.value, "inferred": plan.inferred.value}
-    version = delta.commit(staged, run_id=run.run_id)
+    version = commits.commit(staged, run_id=run.run_id, sequence=0)
     run.versions_written["predictions"] = version
 
 

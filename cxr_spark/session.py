@@ -10,6 +10,8 @@ from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
+from cxr_spark import storage
+
 # What each is for: docs of cxr_spark.delta and README, "Spark settings". A setting given on the
 # command line, in a properties file or in PYSPARK_SUBMIT_ARGS wins over these.
 SETTINGS = {
@@ -98,7 +100,8 @@ def _start(app_name: str) -> SparkSession:
 
 
 def _settings(master: str) -> dict[str, str]:
-    return SETTINGS | LOOPBACK if master.startswith("local") else SETTINGS
+    settings = SETTINGS | storage.spark_settings()
+    return settings | LOOPBACK if master.startswith("local") else settings
 
 
 def _submit_arguments() -> str:

@@ -1,16 +1,22 @@
-"""SQL over the tables of a warehouse: each is a view of its name, and nothing else is there."""
+"""SQL over the tables of a warehouse and the views derived from them; nothing else is there."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
 
-from cxr_spark import sql_gate, tables
+from cxr_spark import sql_gate, sql_views, tables
+from cxr_spark.file_scan import scan
 from cxr_spark.sql_errors import InvalidQuery, told_clearly
+from cxr_spark.sql_parameters import Value, bind, require_all
+from cxr_spark.sql_views import VIEWS
 from cxr_spark.tables import PUBLISHED, TABLES, Warehouse
 
 # Of a session of its own. What the parser would do by itself is turned off (${env:HOME} in a
@@ -23,6 +29,8 @@ SETTINGS = {
     "spark.sql.runSQLOnFiles": "false",
     "spark.sql.caseSensitive": "false",
     "spark.sql.legacy.ctePrecedencePolicy": "CORRECTED",
+    # So many files are looked at sooner than a Spark job for it starts.
+    "spark.sql.sources.parallelPartitionDiscovery.threshold": "2000",
 }
 
 
@@ -62,10 +70,11 @@ def interruptible(spark: SparkSession, work: Callable[[], None]) -> None:
 
 
 class Views:
-    """The tables of a warehouse for queries, in a Spark session of their own.
+    """The tables of a warehouse and the views derived from them, in a Spark session of their own.
 
-    images_raw, images and rejects are read as last published, the others at their newest version,
-    both looked up anew for each query; a table that doesn't exist yet is an empty view.
+    The published tables are read as last published, the others at their newest version, looked up
+    anew for each query and the same for all that it reads; a table that doesn't exist yet is an
+    empty view. Several threads may ask at once.
     """
 
     def __init__(
@@ -85,22 +94,46 @@ class Views:
         self.session = spark.newSession()
         for setting, value in SETTINGS.items():
             self.session.conf.set(setting, value)
+        self._lock = Lock()  # from the lookup of versions until the query has its plan over them
+        # The versions of tables that each view of the session was made over.
+        self._made_over: dict[str, dict[str, int | None]] = {}
 
-    def query(self, text: str) -> DataFrame:
+    def names(self) -> tuple[str, ...]:
+        """All views: the tables, then those derived from them."""
+        return (*TABLES, *VIEWS)
+
+    def describe(self, name: str) -> tuple[T.StructType, str]:
+        """The columns of a view and what a row of it is, without reading anything."""
+        if name in TABLES:
+            return tables.schema(name), tables.contract(name).description
+        return self._derived_schemas[name], VIEWS[name].description
+
+    def query(self, text: str, parameters: Mapping[str, Value] | None = None) -> DataFrame:
         """The result of one statement that passes the gate, not computed yet.
+
+        Args:
+            text: the statement.
+            parameters: a value for each `:name` in it.
 
         Raises:
             NotAllowed: it does something else than read the views.
-            InvalidQuery: it can't be parsed or resolved.
+            InvalidQuery: it can't be parsed or resolved, or lacks a parameter or a value.
         """
+        values = parameters or {}
         with told_clearly():
             plan = self._parse(text)
             if sql_gate.shows_tables(plan):
+                require_all((), values)
                 return self._tables()
-            self._open(sql_gate.check(plan, TABLES))
-            # The plan that was checked, not the text once more.
-            datasets = self.session._jvm.org.apache.spark.sql.classic.Dataset  # type: ignore[union-attr]
-            return DataFrame(datasets.ofRows(self.session._jsparkSession, plan), self.session)
+            names = sql_gate.check(plan, self.names(), values)
+            with self._lock:
+                self._open(names)
+                # The plan that was checked, not the text once more.
+                return self._resolved(bind(self.session, plan, values))
+
+    def _resolved(self, plan: JavaObject) -> DataFrame:
+        datasets = self.session._jvm.org.apache.spark.sql.classic.Dataset  # type: ignore[union-attr]
+        return DataFrame(datasets.ofRows(self.session._jsparkSession, plan), self.session)
 
     def _parse(self, text: str) -> JavaObject:
         # The parser takes its settings from the thread's active session, not from its own.
@@ -119,18 +152,48 @@ class Views:
         """The answer to SHOW TABLES; Spark's own would make a spark-warehouse folder here."""
         versions = self._versions(frozenset(TABLES))
         rows = [(name, versions[name], tables.contract(name).description) for name in TABLES]
+        rows += [(name, None, view.description) for name, view in VIEWS.items()]
         return self.session.createDataFrame(rows, "name string, version long, a_row_is string")
 
     def _open(self, names: frozenset[str]) -> None:
-        """Make the views that a query reads; opening one costs the reading of its Delta log."""
-        for name, version in self._versions(names).items():
+        """Make the views that a query reads, if they don't stand at the right versions yet."""
+        read = names | sql_views.behind(names)
+        versions = self._versions(read & set(TABLES))
+        for name, version in versions.items():
             if version is None:
                 self.run.say(f"{name}: nothing there yet, the view is empty")
-                rows = self.session.createDataFrame([], tables.schema(name))
             else:
                 self.run.versions_read[name] = version
-                rows = self.warehouse.read(self.session, name, version)
+        for name in self.names():
+            if name in read:
+                tables_of = ({name} | sql_views.behind({name})) & set(TABLES)
+                over = {table: versions[table] for table in tables_of}
+                if self._made_over.get(name) != over:
+                    self._make(name, over)
+                    self._made_over[name] = over
+
+    def _make(self, name: str, over: Mapping[str, int | None]) -> None:
+        """Make one view; a table costs the reading of its Delta log and a look at its files."""
+        if name in VIEWS:
+            rows = self.session.sql(VIEWS[name].text)
+        else:
+            at = over[name]
+            files = [] if at is None else self.warehouse.files(name, at)
+            rows = scan(self.session, files, tables.schema(name))
+        rows.createOrReplaceTempView(name)
+
+    @cached_property
+    def _derived_schemas(self) -> dict[str, T.StructType]:
+        """Columns of the derived views, as Spark resolves them over tables without rows."""
+        empty = self.session.newSession()
+        for name in TABLES:
+            empty.createDataFrame([], tables.schema(name)).createOrReplaceTempView(name)
+        schemas = {}
+        for name, view in VIEWS.items():
+            rows = empty.sql(view.text)
             rows.createOrReplaceTempView(name)
+            schemas[name] = rows.schema
+        return schemas
 
     def _versions(self, names: frozenset[str]) -> dict[str, int | None]:
         """The version of each table to read, all published ones by one and the same run."""

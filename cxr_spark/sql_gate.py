@@ -12,11 +12,14 @@ from typing import Any
 
 from py4j.java_gateway import JavaObject
 
+from cxr_spark.sql_parameters import require_all
+
 CATALYST = "org.apache.spark.sql.catalyst."
 
 # Packages of catalyst and the classes in them that a plan may be made of. Left out: writes,
-# commands, scripts, streams, time travel, hints, repartitioning, parameters, IDENTIFIER(), tables
-# as arguments, and plans that are already resolved, which a parser has no business to return.
+# commands, scripts, streams, time travel, hints, repartitioning, parameters by place,
+# IDENTIFIER(), tables as arguments, and plans that are already resolved, which a parser has no
+# business to return.
 _ALLOWED = {
     "plans.logical": """Aggregate Distinct Except Filter Generate GlobalLimit Intersect Join
         JoinHint LateralJoin LocalLimit Offset OneRowRelation Pivot Project Sample Sort
@@ -44,6 +47,8 @@ ALLOWED = frozenset(
     {f"{package}.{name}" for package, names in _ALLOWED.items() for name in names.split()}
     | {"AliasIdentifier", "FunctionIdentifier", "scala.None", "scala.Some", "scala.Tuple2"}
 )
+# DESCRIBE names its view by the second.
+RELATIONS = ("analysis.UnresolvedRelation", "analysis.UnresolvedTableOrView")
 # Values without a name or expression in them. Literals too: a long IN list stays quick.
 LEAVES = frozenset(
     {
@@ -139,31 +144,38 @@ def shows_tables(plan: JavaObject) -> bool:
     return True
 
 
-def check(plan: JavaObject, views: Collection[str]) -> frozenset[str]:
+def check(
+    plan: JavaObject, views: Collection[str], parameters: Collection[str] = ()
+) -> frozenset[str]:
     """The views that a parsed statement reads, if it may run at all.
 
     Args:
         plan: what Spark's `parsePlan` returned, unresolved.
         views: names that a relation may have, in lower case.
+        parameters: the `:name`s that have a value.
 
     Raises:
         NotAllowed: naming the first thing found that isn't allowed.
+        InvalidQuery: a parameter has no value, or a value no parameter.
     """
     known = frozenset(views)
     if _class(plan) == "plans.logical.DescribeRelation":
         _require(not plan.isExtended(), "DESCRIBE EXTENDED")
         _require(plan.partitionSpec().isEmpty(), "DESCRIBE with PARTITION")
-        return frozenset({_relation(plan.relation(), known)})
-    return known & _relations(plan, known)
+        plan = plan.relation()
+    relations, named = _names(plan, known)
+    require_all(named, parameters)
+    return known & relations
 
 
-def _relations(plan: JavaObject, views: frozenset[str]) -> set[str]:
-    """Names of all relations in a plan, once every object in it is found on the lists.
+def _names(plan: JavaObject, views: frozenset[str]) -> tuple[set[str], set[str]]:
+    """Names of relations and of parameters, once every object in a plan is found on the lists.
 
     An object waits together with the names in force where it stands: a common table expression
     is known to those after it and to the query below it, nowhere else.
     """
-    found: set[str] = set()
+    relations: set[str] = set()
+    parameters: set[str] = set()
     waiting: list[tuple[Any, frozenset[str]]] = [(plan, views)]
     while waiting:
         item, known = waiting.pop()
@@ -172,14 +184,16 @@ def _relations(plan: JavaObject, views: frozenset[str]) -> set[str]:
         kind = _class(item)
         if kind == "plans.logical.UnresolvedWith":
             waiting += _under_with(item, known)
-        elif kind == "analysis.UnresolvedRelation":
-            found.add(_relation(item, known))
+        elif kind in RELATIONS:
+            relations.add(_relation(item, known))
+        elif kind == "analysis.NamedParameter":
+            parameters.add(item.name())
         elif kind.startswith(COLLECTIONS):
             waiting += [(element, known) for element in _elements(item)]
         elif kind not in LEAVES and not kind.startswith(DATA_TYPES):
             _require_node(item, kind)
             waiting += [(item.productElement(i), known) for i in range(item.productArity())]
-    return found
+    return relations, parameters
 
 
 def _under_with(

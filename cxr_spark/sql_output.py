@@ -1,23 +1,33 @@
-"""The result of a query as an aligned table, CSV or JSON, written while Spark computes it.
+"""The result of a query as an aligned table, CSV, JSON or Parquet, written as Spark computes it.
 
 Spark itself turns the values into text, so that what Python has no value for (intervals, the year
 20000, maps with arrays for keys) comes out as well as the rest.
 """
 
 import csv
+import io
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.errors import PySparkTypeError
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark.sql_errors import InvalidQuery, told_clearly
 
 TABLE_ROWS = 1000
 TABLE_WIDTH = 60
 TIMESTAMP = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
+ROW_GROUP_BYTES = 64 << 20
 JSON_OPTIONS = {"ignoreNullFields": "false", "timestampFormat": TIMESTAMP}
 
 
@@ -29,11 +39,7 @@ def write_json(result: DataFrame, out: IO[str], say: Callable[[str], None]) -> N
     Raises:
         InvalidQuery: two columns have the same name.
     """
-    twice = [name for name, times in Counter(result.columns).items() if times > 1]
-    if twice:
-        raise InvalidQuery(
-            f"JSON needs a name of its own for each column, not twice {twice[0]}: use AS"
-        )
+    _require_names(result, "JSON")
     values = [_finite(column, kind) for column, kind in _columns(result)]
     named = [value.alias(name) for value, name in zip(values, result.columns, strict=True)]
     lines = (line for (line,) in _stream(result, [F.to_json(F.struct(*named), JSON_OPTIONS)]))
@@ -74,12 +80,95 @@ def write_table(result: DataFrame, out: IO[str], say: Callable[[str], None]) -> 
         text = "  ".join(c.rjust(w) if to_right else c.ljust(w) for c, w, to_right in cells)
         out.write(f"{text.rstrip()}\n")
     if len(rows) > TABLE_ROWS:
-        say(f"only the first {TABLE_ROWS:,} rows are shown; csv and json give all")
+        say(f"only the first {TABLE_ROWS:,} rows are shown; csv, json and parquet give all")
     else:
         say(f"{len(rows):,} rows" if len(rows) != 1 else "1 row")
 
 
+def write_parquet(result: DataFrame, out: IO[bytes], say: Callable[[str], None]) -> None:
+    """One Parquet file with the rows in their order, in row groups of about 64 MB.
+
+    Raises:
+        InvalidQuery: two columns have the same name, or Parquet has no form for a type.
+    """
+    _require_names(result, "Parquet")
+    # What Spark calls never null in its plan, its batches may call nullable.
+    nullable = [T.StructField(field.name, field.dataType, True) for field in result.schema]
+    try:
+        schema = to_arrow_schema(T.StructType(nullable))
+    except PySparkTypeError as error:
+        raise InvalidQuery(f"Parquet has no form for one of the columns: {error}") from error
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        waiting: list[pa.RecordBatch] = []
+        for batch in _arrow_batches(result):
+            waiting.append(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+            if sum(each.nbytes for each in waiting) > ROW_GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(waiting, schema))
+                waiting = []
+        writer.write_table(pa.Table.from_batches(waiting, schema))
+
+
+def _arrow_batches(result: DataFrame) -> Iterator[pa.RecordBatch]:
+    """The rows as Arrow, one partition at a time in the driver, in the order of the result."""
+
+    def as_bytes(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_batch(batch)
+            yield pa.RecordBatch.from_arrays([[sink.getvalue().to_pybytes()]], ["bytes"])
+
+    with told_clearly():
+        streams = result.mapInArrow(as_bytes, "bytes binary")
+        for (data,) in streams.toLocalIterator(prefetchPartitions=True):
+            yield from pa.ipc.open_stream(data)
+
+
 FORMATS = {"table": write_table, "csv": write_csv, "json": write_json}
+FILE_FORMATS = (*FORMATS, "parquet")
+
+
+def write_file(result: DataFrame, style: str, path: Path, say: Callable[[str], None]) -> None:
+    """Write a result to a file that is there whole or not at all; one of its name is replaced."""
+    with _replaced(path) as out:
+        if style == "parquet":
+            write_parquet(result, out, say)
+        else:
+            text = io.TextIOWrapper(out, "utf-8", newline="")
+            FORMATS[style](result, text, say)
+            text.detach()
+    say(f"written to {path}")
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside the path that takes its place when the block ends well, or goes."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(descriptor)
+        os.chmod(beside, mode)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _require_names(result: DataFrame, style: str) -> None:
+    twice = [name for name, times in Counter(result.columns).items() if times > 1]
+    if twice:
+        raise InvalidQuery(
+            f"{style} needs a name of its own for each column, not twice {twice[0]}: use AS"
+        )
 
 
 def _stream(result: DataFrame, columns: Sequence[Column]) -> Iterator[Row]:

@@ -4,10 +4,12 @@ Spark's own Parquet writer puts files into a fresh folder under the table, and t
 the statistics that Delta's log wants. `delta.commit` then names the files in one atomic step.
 """
 
+import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -18,8 +20,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from cxr_spark import storage
+
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 STATS_MAX_CHARACTERS = 32
+# What a condition on a row can be about.
+SCALAR_TYPES = (T.StringType, T.IntegerType, T.LongType, T.DoubleType, T.BooleanType)
 # These physical forms have an order that all engines agree on.
 STATS_TYPES = (T.StringType, T.IntegerType, T.LongType, T.TimestampType)
 
@@ -32,6 +38,33 @@ class SchemaMismatch(DeltaError):
     """A frame's columns differ from the table's contract: no fault of the user's input."""
 
     status = "failed"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a table promises.
+
+    Attributes:
+        schema: the columns. To Spark and in the log all are nullable: both would believe a promise
+            that a write has broken, and give a file or a table that can't be opened.
+        key: columns that tell one row from another.
+        required: columns that are never null.
+        partition_by: columns that are folders; of text.
+        checks: SQL conditions that hold for each row, by name; a null is not true.
+        description: what a row is.
+    """
+
+    schema: T.StructType
+    key: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    partition_by: tuple[str, ...] = ()
+    checks: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+
+    def constraints(self) -> dict[str, str]:
+        """All conditions on a row by name, as Delta's log declares them to every writer."""
+        present = {f"{name}_is_present": f"{name} IS NOT NULL" for name in self.required}
+        return present | dict(self.checks)
 
 
 class StagedFile(NamedTuple):
@@ -48,8 +81,7 @@ class Staged(NamedTuple):
     """Files written under a table that no version names yet."""
 
     table: str
-    schema: T.StructType
-    partition_by: tuple[str, ...]
+    contract: Contract
     files: list[StagedFile]
 
     @property
@@ -59,87 +91,83 @@ class Staged(NamedTuple):
 
 
 def stage(
-    frame: DataFrame,
-    table: str,
-    schema: T.StructType,
-    *,
-    partition_by: Sequence[str] = (),
-    required: Sequence[str] = (),
-    max_records_per_file: int = 0,
+    frame: DataFrame, table: str, contract: Contract, *, max_records_per_file: int = 0
 ) -> Staged:
     """Write the frame with Spark's Parquet writer into a fresh folder under the table.
 
+    Its constraints are checked in the same pass, as nobody else does it for a write by Spark.
+
     Args:
-        frame: columns of `schema`, in any order.
+        frame: columns of the contract's schema, in any order.
         table: the table's folder; made if it is missing.
-        schema: the contract; a frame that differs is refused before anything is written.
-        partition_by: columns that become folders.
-        required: columns that must not be null, checked while writing.
+        contract: a frame that differs from it is refused before anything is written.
         max_records_per_file: rows a file at most; 0 is no bound.
 
     Raises:
-        SchemaMismatch: columns are missing, unknown or of another type, or a required one is null.
+        SchemaMismatch: columns are missing, unknown or of another type, or a constraint is broken.
         DeltaError: the files seen here don't hold the rows that Spark wrote (driver and executors
             don't share the storage).
     """
     seen = Observation()
     folder = _fresh_folder(table)
-    null_counts = [F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in required]
-    rows = conform(frame, schema).observe(seen, F.count(F.lit(1)).alias("rows"), *null_counts)
+    broken = [
+        F.count_if(~F.coalesce(F.expr(condition), F.lit(False))).alias(name)
+        for name, condition in contract.constraints().items()
+    ]
+    rows = conform(frame, contract.schema).observe(seen, F.count(F.lit(1)).alias("rows"), *broken)
     writer = rows.write.option("maxRecordsPerFile", max_records_per_file)
-    writer.partitionBy(*partition_by).parquet(str(folder))
-    staged = _staged(table, schema, tuple(partition_by), sorted(folder.rglob("*.parquet")))
+    writer.partitionBy(*contract.partition_by).parquet(storage.for_spark(folder))
+    staged = _staged(table, contract, storage.parquet_files(folder))
     _check_written(staged, seen.get)
     return staged
 
 
-def stage_rows(
-    rows: Sequence[Mapping[str, Any]],
-    table: str,
-    schema: T.StructType,
-    *,
-    partition_by: Sequence[str] = (),
-) -> Staged:
-    """Write a few rows from the driver, without Spark, into a fresh folder under the table."""
+def stage_rows(rows: Sequence[Mapping[str, Any]], table: str, contract: Contract) -> Staged:
+    """Write a few rows from the driver, without Spark, into a fresh folder under the table.
+
+    Raises:
+        SchemaMismatch: a row breaks a constraint.
+    """
+    _check_rows(rows, table, contract)
     folder = _fresh_folder(table)
     by_partition: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_partition.setdefault(tuple(row[name] for name in partition_by), []).append(row)
-    stored = T.StructType([field for field in schema if field.name not in partition_by])
-    files = []
+        values = tuple(row[name] for name in contract.partition_by)
+        by_partition.setdefault(values, []).append(row)
+    stored = _stored(contract)
     for values, members in by_partition.items():
-        place = folder.joinpath(
-            *(f"{n}={quote(v, safe='')}" for n, v in zip(partition_by, values, strict=True))
-        )
-        place.mkdir(parents=True)
+        named = zip(contract.partition_by, values, strict=True)
+        place = "/".join([folder, *(f"{name}={quote(value, safe='')}" for name, value in named)])
+        storage.make_folder(place)
         table_rows = [{name: row.get(name) for name in stored.names} for row in members]
         arrow = pa.Table.from_pylist(table_rows, schema=to_arrow_schema(stored))
-        files.append(place / "part-0.parquet")
-        pq.write_table(arrow, files[-1], coerce_timestamps="us", compression="zstd")
-    return _staged(table, schema, tuple(partition_by), files)
+        system, path = storage.opened(f"{place}/part-0.parquet")
+        pq.write_table(arrow, path, filesystem=system, coerce_timestamps="us", compression="zstd")
+    return _staged(table, contract, storage.parquet_files(folder))
 
 
-def stage_arrow(rows: pa.Table, table: str, schema: T.StructType) -> Staged:
+def stage_arrow(rows: pa.Table, table: str, contract: Contract) -> Staged:
     """Write a narrow Arrow table, as one file and without Spark, into a fresh folder.
 
     Args:
-        rows: the columns of `schema` in its order.
+        rows: the columns of the contract's schema in its order.
         table: the table's folder; it isn't partitioned.
-        schema: the contract.
+        contract: of the table.
 
     Raises:
-        SchemaMismatch: the columns differ.
+        SchemaMismatch: the columns differ, or a required one holds a null.
     """
-    if rows.schema.names != schema.names:
-        raise SchemaMismatch(f"{table}: columns {rows.schema.names}, not {schema.names}")
-    return stage_parts([write_part(rows.cast(to_arrow_schema(schema)), new_folder(table))], schema)
+    if rows.schema.names != contract.schema.names:
+        raise SchemaMismatch(f"{table}: columns {rows.schema.names}, not {contract.schema.names}")
+    part = write_part(rows.cast(to_arrow_schema(contract.schema)), new_folder(table))
+    return stage_parts([part], contract)
 
 
 def new_folder(table: str) -> str:
     """Make a fresh folder under a table, for parts that executors write."""
     folder = _fresh_folder(table)
-    folder.mkdir(parents=True)
-    return str(folder)
+    storage.make_folder(folder)
+    return folder
 
 
 def write_part(rows: pa.Table, folder: str) -> str:
@@ -151,9 +179,11 @@ def write_part(rows: pa.Table, folder: str) -> str:
     path = f"{folder}/part-{uuid.uuid4().hex}.parquet"
     plain = [field.name for field in rows.schema if not pa.types.is_binary(field.type)]
     codecs = {name: "zstd" if name in plain else "none" for name in rows.schema.names}
+    system, inner = storage.opened(path)
     pq.write_table(
         rows,
-        path,
+        inner,
+        filesystem=system,
         coerce_timestamps="us",
         compression=codecs,
         use_dictionary=plain,
@@ -162,20 +192,23 @@ def write_part(rows: pa.Table, folder: str) -> str:
     return path
 
 
-def stage_parts(paths: Sequence[str], schema: T.StructType) -> Staged:
+def stage_parts(paths: Sequence[str], contract: Contract) -> Staged:
     """Describe parts that `write_part` wrote, for a commit.
 
     Raises:
+        SchemaMismatch: a required column holds a null.
         DeltaError: a part isn't there (driver and executors don't share the storage).
     """
-    missing = [path for path in paths if not Path(path).is_file()]
+    sizes = {path: storage.size_bytes(path) for path in sorted(paths)}
+    missing = [path for path, size in sizes.items() if size is None]
     if missing:
         raise DeltaError(
             f"{missing[0]}: written by an executor, and not found here: driver and executors must "
             "share the warehouse's storage"
         )
-    table = str(Path(paths[0]).parent.parent)
-    return _staged(table, schema, (), [Path(path) for path in sorted(paths)])
+    table = paths[0].rsplit("/", 2)[0]
+    files = [storage.StoredFile(path, size) for path, size in sizes.items() if size is not None]
+    return _present(_staged(table, contract, files))
 
 
 def conform(frame: DataFrame, schema: T.StructType) -> DataFrame:
@@ -194,20 +227,20 @@ def conform(frame: DataFrame, schema: T.StructType) -> DataFrame:
     return frame.select(*[f"`{name}`" for name in schema.names])
 
 
-def _fresh_folder(table: str) -> Path:
+def _fresh_folder(table: str) -> str:
     """A folder under a table that isn't there yet; never named like what vacuum passes over."""
-    root = Path(table).absolute()
-    if "%" in str(root):
+    root = storage.absolute(table)
+    if "%" in root:
         raise DeltaError(
             f"{table}: a folder with % in its path can't hold a Delta table; rename it"
         )
-    return root / f"j-{uuid.uuid4().hex}"
+    return f"{root}/j-{uuid.uuid4().hex}"
 
 
 def _check_written(staged: Staged, seen: Mapping[str, Any]) -> None:
-    nulls = {n.removeprefix("null_"): c for n, c in seen.items() if n.startswith("null_") and c}
-    if nulls:
-        raise SchemaMismatch(f"{staged.table}: null in the required columns {nulls}")
+    broken = {name: seen[name] for name in staged.contract.constraints() if seen[name]}
+    if broken:
+        raise SchemaMismatch(f"{staged.table}: rows that break a constraint, by name: {broken}")
     if staged.num_rows != seen["rows"]:
         raise DeltaError(
             f"{staged.table}: Spark wrote {seen['rows']} rows, {staged.num_rows} are found here: "
@@ -215,22 +248,51 @@ def _check_written(staged: Staged, seen: Mapping[str, Any]) -> None:
         )
 
 
-def _staged(
-    table: str, schema: T.StructType, partition_by: tuple[str, ...], paths: Sequence[Path]
-) -> Staged:
-    root = Path(table).absolute()
-    root.mkdir(parents=True, exist_ok=True)
+def _check_rows(rows: Sequence[Mapping[str, Any]], table: str, contract: Contract) -> None:
+    """Asks SQLite whether the rows keep the constraints: the same SQL, and no Spark is needed."""
+    plain = [field.name for field in contract.schema if isinstance(field.dataType, SCALAR_TYPES)]
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute(f"CREATE TABLE rows ({', '.join(plain)})")
+        values = ", ".join("?" * len(plain))
+        given = [[row.get(name) for name in plain] for row in rows]
+        database.executemany(f"INSERT INTO rows VALUES ({values})", given)
+        for name, condition in contract.constraints().items():
+            broken = f"SELECT count(*) FROM rows WHERE NOT coalesce(({condition}), false)"
+            if count := database.execute(broken).fetchone()[0]:
+                raise SchemaMismatch(f"{table}: {count} rows break the constraint {name}")
+
+
+def _present(staged: Staged) -> Staged:
+    """Checks by the files' footers that no required column holds a null."""
+    contract = staged.contract
+    assert not contract.checks, "conditions on values are checked as rows are written by others"
+    for name in contract.required:
+        nulls = sum(file.statistics["nullCount"].get(name, 0) for file in staged.files)
+        if nulls:
+            raise SchemaMismatch(f"{staged.table}: {nulls} rows without the required {name}")
+    return staged
+
+
+def _stored(contract: Contract) -> T.StructType:
+    """The columns that files hold; the others are named by their folders."""
+    return T.StructType([f for f in contract.schema if f.name not in contract.partition_by])
+
+
+def _staged(table: str, contract: Contract, stored: Sequence[storage.StoredFile]) -> Staged:
+    root = storage.absolute(table)
+    storage.make_folder(root)
     files = []
-    for path in paths:
-        footer = pq.read_metadata(path)
-        partition = _partition_values(path, partition_by)
-        size_bytes, statistics = path.stat().st_size, _statistics(footer, schema)
-        files.append(StagedFile(str(path), footer.num_rows, partition, size_bytes, statistics))
-    return Staged(str(root), schema, partition_by, files)
+    for place, size_bytes in stored:
+        system, path = storage.opened(place)
+        footer = pq.read_metadata(path, filesystem=system)
+        partition = _partition_values(place, contract.partition_by)
+        statistics = _statistics(footer, contract.schema)
+        files.append(StagedFile(place, footer.num_rows, partition, size_bytes, statistics))
+    return Staged(root, contract, files)
 
 
-def _partition_values(path: Path, partition_by: tuple[str, ...]) -> dict[str, str | None]:
-    folders = path.parent.parts[len(path.parent.parts) - len(partition_by) :]
+def _partition_values(place: str, partition_by: tuple[str, ...]) -> dict[str, str | None]:
+    folders = place.split("/")[-1 - len(partition_by) : -1]
     values = (unquote(folder.split("=", 1)[1]) for folder in folders)
     return {
         name: None if value == HIVE_NULL else value

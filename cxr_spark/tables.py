@@ -13,9 +13,9 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import delta, staging
+from cxr_spark import commits, delta, staging, storage
 from cxr_spark.delta import DataFile, NoSuchTable, NoSuchVersion
-from cxr_spark.staging import DeltaError, Staged
+from cxr_spark.staging import Contract, DeltaError, Staged
 
 TABLES = (
     "images_raw",
@@ -31,21 +31,12 @@ TABLES = (
 # Delta has no commit over several tables: these are read at the versions that the last finished
 # curate run names in its runs row, which it commits last.
 PUBLISHED = ("images_raw", "images", "rejects", "near_duplicates")
+RUN_COLUMNS = ("run_id", "package_version", "arguments", "counts", "versions_written")
 IMAGE_FILE_BYTES = 8 << 20
 
 
 class NothingPublished(DeltaError):
     """No curate run has finished in this warehouse."""
-
-
-class Contract(NamedTuple):
-    """What schemas/<table>.json says of a table."""
-
-    schema: T.StructType
-    required: tuple[str, ...]
-    key: tuple[str, ...]
-    partition_by: tuple[str, ...]
-    description: str
 
 
 @cache
@@ -54,15 +45,14 @@ def contract(name: str) -> Contract:
     text = resources.files("cxr_spark.schemas").joinpath(f"{name}.json").read_text("utf-8")
     content = json.loads(text)
     fields = T.StructType.fromJson(content).fields
-    # To Spark and in the log every column is nullable: both would believe a promise that a write
-    # has broken, and give a file or a table that can't be opened. `staging.stage` checks instead.
     nullable = [T.StructField(f.name, f.dataType, True, f.metadata) for f in fields]
     return Contract(
         T.StructType(nullable),
-        tuple(field.name for field in fields if not field.nullable),
-        tuple(content["key"]),
-        tuple(content["partition_by"]),
-        content["description"],
+        key=tuple(content["key"]),
+        required=tuple(field.name for field in fields if not field.nullable),
+        partition_by=tuple(content["partition_by"]),
+        checks=content.get("checks", {}),
+        description=content["description"],
     )
 
 
@@ -82,14 +72,20 @@ class CurateRun(NamedTuple):
 
 
 class Warehouse:
-    """A folder of Delta tables."""
+    """A folder of Delta tables.
+
+    Attributes:
+        location: its absolute path or its URI; tables can lie in an object store, while locks,
+            Data Docs and the salt are files, for which the jobs need a folder.
+    """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).absolute()
+        self.location = storage.absolute(str(root))
+        self.root = Path(self.location)
 
     def path(self, name: str) -> str:
         """The folder of a table."""
-        return str(self.root / name)
+        return f"{self.location}/{name}"
 
     def exists(self, name: str) -> bool:
         """Whether the table has a first version."""
@@ -139,8 +135,11 @@ class Warehouse:
 
     def published_run(self) -> CurateRun | None:
         """The last finished curate run: what it published is what readers see."""
-        runs = self._curate_runs()
-        return runs[-1] if runs else None
+        if not self.exists("runs"):
+            return None
+        finished = {"job": "curate", "status": "finished"}
+        row = delta.newest_row(self.path("runs"), RUN_COLUMNS, by="finished_at", where=finished)
+        return _curate_run(row) if row else None
 
     def published_with(self, images_version: int) -> CurateRun:
         """The first curate run that published this version of images.
@@ -165,48 +164,48 @@ class Warehouse:
     def _curate_runs(self) -> list[CurateRun]:
         if not self.exists("runs"):
             return []
-        kept = ("run_id", "package_version", "arguments", "counts", "versions_written")
-        rows = delta.read_rows(self.path("runs"), ("job", "status", "finished_at", *kept))
+        columns = ("job", "status", "finished_at", *RUN_COLUMNS)
+        rows = delta.read_rows(self.path("runs"), columns)
         finished = [row for row in rows if row["job"] == "curate" and row["status"] == "finished"]
         finished.sort(key=lambda row: row["finished_at"])
-        return [
-            CurateRun(
-                row["run_id"],
-                row["package_version"],
-                row["arguments"] or {},
-                row["counts"] or {},
-                row["versions_written"],
-            )
-            for row in finished
-        ]
+        return [_curate_run(row) for row in finished]
 
     def stage(self, name: str, frame: DataFrame, *, max_records_per_file: int = 0) -> Staged:
         """Write a frame's files under a table; `commit` makes them its next version."""
-        table = contract(name)
         return staging.stage(
-            frame,
-            self.path(name),
-            table.schema,
-            partition_by=table.partition_by,
-            required=table.required,
-            max_records_per_file=max_records_per_file,
+            frame, self.path(name), contract(name), max_records_per_file=max_records_per_file
         )
 
     def stage_arrow(self, name: str, rows: pa.Table) -> Staged:
         """Write a narrow table's files from the driver, without Spark."""
-        return staging.stage_arrow(rows, self.path(name), contract(name).schema)
+        return staging.stage_arrow(rows, self.path(name), contract(name))
 
     def append(self, name: str, frame: DataFrame, run_id: str) -> int:
         """Append a frame in one commit; the new version."""
-        return delta.commit(self.stage(name, frame), run_id=run_id)
+        return commits.commit(self.stage(name, frame), run_id=run_id)
 
-    def append_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Append a few rows from the driver in one commit; the new version. Rows carry run_id."""
-        table = contract(name)
-        staged = staging.stage_rows(
-            rows, self.path(name), table.schema, partition_by=table.partition_by
-        )
-        return delta.commit(staged, run_id=str(rows[0]["run_id"]))
+    def append_rows(
+        self, name: str, rows: Sequence[Mapping[str, Any]], sequence: int | None = None
+    ) -> int:
+        """Append a few rows from the driver in one commit; the new version. Rows carry run_id.
+
+        Args:
+            name: of the table.
+            rows: values by column; a column that is missing is null.
+            sequence: as of `commits.commit`.
+        """
+        staged = staging.stage_rows(rows, self.path(name), contract(name))
+        return commits.commit(staged, run_id=str(rows[0]["run_id"]), sequence=sequence)
+
+
+def _curate_run(row: Mapping[str, Any]) -> CurateRun:
+    return CurateRun(
+        row["run_id"],
+        row["package_version"],
+        row["arguments"] or {},
+        row["counts"] or {},
+        row["versions_written"],
+    )
 
 
 def rows_per_file(image_size: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import Row, SparkSession
 from pyspark.sql import types as T
 
-from cxr_spark import delta, staging
+from cxr_spark import commits, delta, staging
 
 SCHEMA = T.StructType.fromJson(
     {
@@ -37,6 +37,13 @@ SCHEMA = T.StructType.fromJson(
         ],
     }
 )
+CONTRACT = staging.Contract(
+    SCHEMA,
+    key=("key",),
+    required=("key",),
+    partition_by=("part",),
+    checks={"value_is_small": "value IS NULL OR value < 1000"},
+)
 PARTS = ["a:b", "a b", "train", "x/y", "%41", "é=1", None]
 ROWS = [
     Row(
@@ -60,20 +67,20 @@ def table(tmp_path: Path) -> str:
 
 def _written(spark: SparkSession, table: str, rows: list[Row], mode: str = "append") -> int:
     frame = spark.createDataFrame(rows, SCHEMA)
-    staged = staging.stage(frame, table, SCHEMA, partition_by=["part"], required=["key"])
-    return delta.commit(staged, run_id="r", mode=mode)
+    staged = staging.stage(frame, table, CONTRACT)
+    return commits.commit(staged, run_id="r", mode=mode)
 
 
 def test_every_type_and_every_partition_value_comes_back(spark: SparkSession, table: str) -> None:
-    assert _written(spark, table, ROWS) == 0
+    assert _written(spark, table, ROWS) == 1
     assert sorted(delta.read(spark, table, SCHEMA).collect()) == sorted(ROWS)
 
 
 def test_rows_from_the_driver_join_rows_from_spark(spark: SparkSession, table: str) -> None:
     _written(spark, table, ROWS[:2])
     extra = {"key": "d", "at": datetime(2026, 5, 1, tzinfo=UTC), "numbers": {"z": 2}, "part": "a:b"}
-    staged = staging.stage_rows([extra], table, SCHEMA, partition_by=["part"])
-    assert delta.commit(staged, run_id="r") == 1
+    staged = staging.stage_rows([extra], table, CONTRACT)
+    assert commits.commit(staged, run_id="r") == 2
     row = delta.read(spark, table, SCHEMA).where("key = 'd'").collect()[0]
     assert (row.at, row.numbers, row.part, row.value) == (
         datetime(2026, 5, 1),
@@ -91,15 +98,15 @@ def test_rows_from_the_driver_join_rows_from_spark(spark: SparkSession, table: s
 def test_an_older_version_stays_as_it_was(spark: SparkSession, table: str) -> None:
     _written(spark, table, ROWS[:2])
     _written(spark, table, ROWS[2:4])
-    assert _written(spark, table, ROWS[4:5], mode="overwrite") == 2
-    counts = [delta.read(spark, table, SCHEMA, version).count() for version in (0, 1, 2)]
+    assert _written(spark, table, ROWS[4:5], mode="overwrite") == 3
+    counts = [delta.read(spark, table, SCHEMA, version).count() for version in (0, 2, 3)]
     assert counts == [2, 4, 1]
 
 
 def test_staged_files_are_nobodys_until_the_commit(spark: SparkSession, table: str) -> None:
     _written(spark, table, ROWS[:1])
     frame = spark.createDataFrame(ROWS[1:], SCHEMA)
-    staged = staging.stage(frame, table, SCHEMA, partition_by=["part"])
+    staged = staging.stage(frame, table, CONTRACT)
     assert delta.read(spark, table, SCHEMA).count() == 1
     assert delta.read_staged(spark, staged).count() == len(ROWS) - 1
 
@@ -110,7 +117,7 @@ def test_a_frame_that_differs_is_refused_with_the_columns_that_differ(
     frame = spark.createDataFrame(ROWS, SCHEMA).drop("value").selectExpr("*", "1 AS odd")
     frame = frame.withColumn("key", frame.key.cast("binary"))
     with pytest.raises(staging.SchemaMismatch) as refused:
-        staging.stage(frame, table, SCHEMA)
+        staging.stage(frame, table, CONTRACT)
     message = str(refused.value)
     assert "value is missing" in message
     assert "odd is unknown" in message
@@ -123,31 +130,43 @@ def test_a_table_of_another_schema_is_refused_at_the_commit(
 ) -> None:
     _written(spark, table, ROWS[:1])
     narrower = T.StructType(SCHEMA.fields[:1])
-    staged = staging.stage_rows([{"key": "x"}], table, narrower)
+    staged = staging.stage_rows([{"key": "x"}], table, staging.Contract(narrower))
     with pytest.raises(staging.SchemaMismatch, match="value"):
-        delta.commit(staged, run_id="r")
-    assert delta.version(table) == 0
+        commits.commit(staged, run_id="r")
+    assert len(delta.data_files(table)) == 1
 
 
 def test_a_null_key_is_refused(spark: SparkSession, table: str) -> None:
     frame = spark.createDataFrame([ROWS[0].asDict() | {"key": None}], SCHEMA)
     with pytest.raises(staging.SchemaMismatch, match="key"):
-        staging.stage(frame, table, SCHEMA, required=["key"])
+        staging.stage(frame, table, CONTRACT)
 
 
 def test_missing_tables_and_versions_are_named(spark: SparkSession, table: str) -> None:
     with pytest.raises(delta.NoSuchTable, match="no Delta table"):
         delta.data_files(table)
     _written(spark, table, ROWS[:1])
-    with pytest.raises(delta.NoSuchVersion, match="newest is 0"):
+    with pytest.raises(delta.NoSuchVersion, match="newest is 1"):
         delta.data_files(table, 7)
     assert delta.version(str(Path(table).parent)) is None
+
+
+def test_a_version_whose_files_were_removed_is_refused_by_name(
+    spark: SparkSession, table: str
+) -> None:
+    first = _written(spark, table, ROWS[:1])
+    (file,) = delta.data_files(table, first)
+    newest = _written(spark, table, ROWS[1:2], mode="overwrite")
+    Path(file.path).unlink()
+    with pytest.raises(delta.NoSuchVersion, match=f"the files of version {first} are gone"):
+        delta.data_files(table, first)
+    assert len(delta.data_files(table, newest)) == 1
 
 
 def test_a_root_that_delta_cannot_hold_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     frame = spark.createDataFrame(ROWS, SCHEMA)
     with pytest.raises(staging.DeltaError, match="%"):
-        staging.stage(frame, str(tmp_path / "a%41"), SCHEMA)
+        staging.stage(frame, str(tmp_path / "a%41"), CONTRACT)
 
 
 def test_tables_that_file_lists_would_misread_are_refused(spark: SparkSession, table: str) -> None:
@@ -158,7 +177,7 @@ def test_tables_that_file_lists_would_misread_are_refused(spark: SparkSession, t
         "readerFeatures": ["deletionVectors"],
         "writerFeatures": ["deletionVectors"],
     }
-    log = Path(table) / "_delta_log" / f"{1:020}.json"
+    log = Path(table) / "_delta_log" / f"{2:020}.json"
     log.write_text(json.dumps({"protocol": protocol}))
     with pytest.raises(staging.DeltaError, match=r"(?i)deletion"):
         delta.data_files(table)
@@ -168,7 +187,7 @@ def test_statistics_bound_every_value(spark: SparkSession, table: str) -> None:
     long_key = "é" * 40
     rows = [ROWS[2].asDict() | {"key": key} for key in ("a", long_key)]
     frame = spark.createDataFrame(rows, SCHEMA).coalesce(1)
-    (file,) = staging.stage(frame, table, SCHEMA, partition_by=["part"]).files
+    (file,) = staging.stage(frame, table, CONTRACT).files
     stats = file.statistics
     assert stats["numRecords"] == 2
     assert stats["minValues"]["key"] == "a"
@@ -185,3 +204,22 @@ def test_paths_in_the_log_are_encoded_as_the_protocol_says(spark: SparkSession, 
     (file,) = delta.data_files(table)
     assert path == quote(str(Path(file.path).relative_to(table)), safe="/=-_.")
     assert ds.dataset(file.path).count_rows() == file.num_rows == 1
+
+
+def test_the_newest_row_with_some_values_is_found_in_few_files(
+    spark: SparkSession, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = staging.Contract(SCHEMA)
+    for minute in (3, 1, 5, 4, 2, None):
+        moment = minute and datetime(2026, 1, 1, 0, minute, tzinfo=UTC)
+        key = "odd" if minute in (5, None) else "even"
+        row = {"key": key, "at": moment, "numbers": {"minute": minute or 0}}
+        commits.commit(staging.stage_rows([row], table, contract), run_id="r")
+    opened = []
+    real = delta._parquet
+    monkeypatch.setattr(delta, "_parquet", lambda place: opened.append(place) or real(place))
+    found = delta.newest_row(table, ["numbers"], by="at", where={"key": "even"})
+    assert found is not None
+    assert found["numbers"] == {"minute": 4}
+    assert len(opened) == 1
+    assert delta.newest_row(table, ["key"], by="at", where={"key": "none"}) is None

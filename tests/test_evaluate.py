@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from cxr_spark import delta, evaluate, staging, tables
+from cxr_spark import commits, delta, evaluate, staging, tables
 from cxr_spark.figures import MEANS, Evaluation
 from cxr_spark.job import Run
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES, LABEL_INDEX
@@ -70,7 +70,7 @@ def model(model_version: str = "m1", **changed: Any) -> dict[str, Any]:
         "architecture": "resnet18",
         "image_size": 8,
         "preprocessing": "p1",
-        "images_version": 0,
+        "images_version": 1,
         "arguments": {"epochs": "1"},
         "run_id": "train-1",
         "created_at": NOON,
@@ -111,10 +111,8 @@ def append(warehouse: Warehouse, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def replace(warehouse: Warehouse, name: str, rows: list[dict[str, Any]]) -> None:
-    table = tables.contract(name)
-    path, partitions = warehouse.path(name), table.partition_by
-    staged = staging.stage_rows(rows, path, table.schema, partition_by=partitions)
-    delta.commit(staged, run_id="made-up", mode="overwrite")
+    staged = staging.stage_rows(rows, warehouse.path(name), tables.contract(name))
+    commits.commit(staged, run_id="made-up", mode="overwrite")
 
 
 def judge(spark: SparkSession, warehouse: Warehouse, **options: Any) -> tuple[Evaluation, Run]:
@@ -139,7 +137,7 @@ def test_the_headline_and_its_baselines_are_what_a_hand_calculation_gives(
     assert run.outputs["cce_source_only"] == pytest.approx(-math.log(3 / 4 * 1 / 4 * 1) / 3)
     assert run.outputs["accuracy"] == pytest.approx(2 / 3)
     assert run.counts == {"n": 3, "missing": 0, "errors": 0, "related": 0}
-    assert run.versions_read == {"images": 0, "predictions": 0}
+    assert run.versions_read == {"images": 1, "predictions": 1}
     assert evaluation.value("cce") == run.outputs["cce"]
 
 
@@ -150,12 +148,12 @@ def test_metrics_get_one_row_a_figure_with_its_key_and_interval(
     rows = metric_rows(warehouse)
     found = {(row["slice"], row["class"], row["metric"]): row for row in rows}
     assert len(found) == len(rows)
-    assert run.versions_written == {"metrics": 0}
+    assert run.versions_written == {"metrics": 1}
     headline = found["all", "all", "cce"]
     assert headline["ci_low"] < headline["value"] < headline["ci_high"]
     assert headline["n"] == 3
     key = ("model_version", "images_version", "predictions_version", "split", "run_id")
-    assert [headline[name] for name in key] == ["m1", 0, 0, "test", run.run_id]
+    assert [headline[name] for name in key] == ["m1", 1, 1, "test", run.run_id]
     assert found["source=nih", "all", "cce"]["value"] == pytest.approx(-math.log(0.5 * 0.05) / 2)
     assert found["source=covid", "all", "accuracy"]["value"] == 1.0
     assert found["all", "Edema", "cce"]["value"] == pytest.approx(-math.log(0.5))
@@ -187,7 +185,7 @@ def test_rows_that_a_newer_version_moved_from_train_to_test_do_not_count(
     append(warehouse, "predictions", [prediction("nih:a", "Edema", 0.99)])
     evaluation, run = judge(spark, warehouse)
     assert sorted(evaluation.rows.image_id) == ["covid:t3", "nih:t1", "nih:t2"]
-    assert run.versions_read["images"] == 0
+    assert run.versions_read["images"] == 1
 
 
 def test_a_test_row_related_to_train_or_val_by_group_or_content_is_left_out_and_counted(
@@ -200,7 +198,7 @@ def test_a_test_row_related_to_train_or_val_by_group_or_content_is_left_out_and_
         image("nih:r4", "Edema", "test", group_id="group of nih:v", pixel_sha256="pixels of nih:v"),
     ]
     replace(warehouse, "images", [*IMAGES, *related])
-    replace(warehouse, "models", [model(images_version=1)])
+    replace(warehouse, "models", [model(images_version=2)])
     evaluation, run = judge(spark, warehouse)
     assert list(evaluation.rows.image_id) == ["covid:t3", "nih:t1", "nih:t2"]
     assert run.counts == {"n": 3, "missing": 0, "errors": 0, "related": 4}
@@ -256,7 +254,7 @@ def test_a_missing_prediction_fails_the_headline_and_says_what_to_run(
     message = str(raised.value)
     assert "1 of 3 rows" in message
     assert "covid:t3 (no prediction)" in message
-    command = "--model /models/m1 --split test --images-version 0"
+    command = "--model /models/m1 --split test --images-version 1"
     assert f"jobs/score.py --warehouse {warehouse.root} {command}" in message
     assert not isinstance(raised.value, ValueError)
     assert not warehouse.exists("metrics")
@@ -266,7 +264,7 @@ def test_failed_predictions_fail_the_headline_and_are_counted_where_that_is_allo
     spark: SparkSession, warehouse: Warehouse
 ) -> None:
     replace(warehouse, "images", [*IMAGES, image("nih:t4", "Edema", "test")])
-    replace(warehouse, "models", [model(images_version=1)])
+    replace(warehouse, "models", [model(images_version=2)])
     failed = [
         prediction("nih:t1", "Edema", 0.5, probabilities=None, error="corrupt", scored_at=LATER),
         prediction("nih:t2", "Edema", 0.5, scored_at=LATER)

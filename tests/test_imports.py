@@ -20,11 +20,14 @@ LAYERS = {
         images image_arrays dicom isolation duplicates groups splits metrics figures
         calibration artifact phantom phantom_anatomy phantom_bones phantom_findings
         phantom_frame phantom_opacities sample_layouts sample_traps""",
-    "parts": """delta staging tables near_duplicates selection ledger leakage expectations data_docs
-        reader augment models ranks fit sql sql_errors sql_gate sql_output sql_prompt""",
-    "stages": "ingest curate train score evaluate report sample job session",
-    "jobs": """jobs.check_leakage jobs.curate jobs.evaluate jobs.query jobs.sample jobs.score
-        jobs.train""",
+    "parts": """storage delta staging commits tables
+        near_duplicates selection ledger leakage expectations data_docs
+        file_scan reader augment models ranks fit sql sql_errors sql_gate sql_output
+        sql_parameters sql_prompt sql_views sql_users sql_rows sql_metadata sql_dialect sql_engine
+        sql_thrift sql_server retention""",
+    "stages": "ingest curate train score evaluate maintenance report sample job session",
+    "jobs": """jobs.check_leakage jobs.curate jobs.evaluate jobs.maintain jobs.query jobs.sample
+        jobs.score jobs.serve_sql jobs.train""",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}
@@ -33,12 +36,14 @@ CLOSED = {"stages", "jobs"}
 # Who may import what is heavy. fit, reader and models run under TorchDistributor, without a JVM;
 # ingest, curate, tables and delta run where there is no torch.
 MAY_IMPORT = {
-    "deltalake": "delta",
+    "deltalake": "delta commits maintenance",
     "petastorm": "reader",
     "great_expectations": "expectations data_docs",
-    "pyspark": """delta staging tables near_duplicates leakage selection expectations ledger
-        duplicates groups splits sql sql_errors sql_output ingest curate train score evaluate
-        report session""",
+    "pyspark": """delta staging commits tables near_duplicates leakage selection expectations ledger
+        duplicates groups splits file_scan sql sql_errors sql_output sql_parameters
+        sql_rows sql_metadata sql_dialect sql_engine sql_thrift ingest curate train score evaluate
+        maintenance report session""",
+    "TCLIService": "sql_rows sql_thrift",
     "pydicom": "dicom",
     "gdcm": "dicom",
     "torch": "augment models ranks fit reader train score",

@@ -6,8 +6,10 @@ import pty
 import select
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark.tables import Warehouse
@@ -48,6 +50,25 @@ def test_the_result_is_alone_on_stdout_and_no_file_is_left_behind(
     assert files_below(warehouse, tmp_path) == before
 
 
+def test_a_query_from_a_file_with_parameters_goes_to_a_file(
+    warehouse: Path, tmp_path: Path
+) -> None:
+    query, out = tmp_path / "question.sql", tmp_path / "answer.parquet"
+    query.write_text(
+        "-- one model\nSELECT :text AS text, :number AS number, :day AS day, model_version\n"
+        "FROM models WHERE model_version = :version;\n"
+    )
+    values = ["text=it's; --", "number=7", "day=2026-01-31", "version='m1'"]
+    parameters = [part for value in values for part in ("--param", value)]
+    options = ("--file", str(query), "--format", "parquet", "--out", str(out))
+    job = start(warehouse, tmp_path, *options, *parameters)
+    stdout, stderr = job.communicate(timeout=300)
+    assert (job.returncode, stdout) == (0, ""), stderr
+    row = {"text": "it's; --", "number": 7, "day": date(2026, 1, 31), "model_version": "m1"}
+    assert pq.read_table(out).to_pylist() == [row]
+    assert files_below(tmp_path) == {query, out}
+
+
 def test_a_query_from_stdin_whose_reader_stops_early_ends_quietly(
     warehouse: Path, tmp_path: Path
 ) -> None:
@@ -79,9 +100,18 @@ def test_a_refusal_is_exit_2_with_the_reason_on_stderr_and_the_summary_on_stdout
     [
         (["--at", "models"], "expected TABLE=VERSION"),
         (["--at", "models=x"], "expected TABLE=VERSION"),
-        (["--at", "models=2"], "no version 2"),
+        (["--at", "models=99"], "no version 99"),
         (["--at", "model=0"], "no table is named model"),
         (["--at", "predictions=0"], "predictions"),
+        (["--at", "latest_metrics=0"], "no table is named latest_metrics"),
+        (["--param", "label", "SELECT :label"], "expected NAME=VALUE"),
+        (["--param", "a b=1", "SELECT 1"], "expected NAME=VALUE"),
+        (["--param", "day=2026-02-30", "SELECT :day"], "2026-02-30 is no date"),
+        (["--format", "parquet", "SELECT 1"], "--format parquet needs --out"),
+        (["--out", "nowhere/x.csv", "SELECT 1"], "no file in a folder that exists"),
+        (["--out", ".", "SELECT 1"], "no file in a folder that exists"),
+        (["--file", "nowhere.sql"], "can't be read"),
+        (["--file", "nowhere.sql", "SELECT 1"], "give one of them"),
         ([" "], "the query is empty"),
         ([], "the query is empty"),
         (["--warehouse", "nowhere", "SELECT 1"], "no tables there"),
@@ -98,10 +128,15 @@ def test_bad_arguments_are_exit_2_before_spark_is_started(
     assert files_below(tmp_path) == set()
 
 
-def test_a_terminal_gets_a_prompt_that_survives_errors(warehouse: Path, tmp_path: Path) -> None:
+def test_a_terminal_gets_a_prompt_that_survives_errors_completes_and_remembers(
+    warehouse: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    state = tmp_path_factory.mktemp("state")
     ours, theirs = pty.openpty()
     command = [sys.executable, str(QUERY), "--warehouse", str(warehouse)]
-    job = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
+    env = os.environ | {"XDG_STATE_HOME": str(state), "TERM": "dumb"}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    job = subprocess.Popen(command, **streams, cwd=tmp_path, env=env)
     os.close(theirs)
 
     def read_until(mark: str) -> str:
@@ -121,6 +156,12 @@ def test_a_terminal_gets_a_prompt_that_survives_errors(warehouse: Path, tmp_path
     assert "DropView is not allowed" in type_line("DROP VIEW models;")
     type_line("SELECT count(*) + 40 AS n", mark="...> ")
     assert "42" in type_line("FROM models;")
+    os.write(ours, b"SELECT count(*) + 70 FROM newest_m\t")
+    read_until("newest_model_predictions")
+    assert "70" in type_line(";")
     os.write(ours, b"\\q\n")
     assert job.wait(timeout=100) == 0
     assert files_below(tmp_path) == set()
+    history = state / "cxr_spark" / "query_history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    assert "SELECT count(*) + 40 AS n\nFROM models;" in history.read_text()

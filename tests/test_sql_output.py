@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -69,11 +71,13 @@ def test_json_is_an_array_of_any_length_with_a_line_for_each_row(
     assert text.endswith("]\n") and text.count("\n") == (rows + 2 if rows else 1)
 
 
-def test_json_with_a_name_twice_is_refused_before_anything_is_written(spark: SparkSession) -> None:
-    out = io.StringIO()
-    with pytest.raises(InvalidQuery, match="not twice n"):
-        sql_output.write_json(spark.sql("SELECT 1 AS n, 2 AS n"), out, print)
-    assert out.getvalue() == ""
+def test_a_name_twice_is_refused_before_anything_is_written(spark: SparkSession) -> None:
+    twice, text, data = spark.sql("SELECT 1 AS n, 2 AS n"), io.StringIO(), io.BytesIO()
+    with pytest.raises(InvalidQuery, match=r"JSON needs a name .* not twice n"):
+        sql_output.write_json(twice, text, print)
+    with pytest.raises(InvalidQuery, match=r"Parquet needs a name .* not twice n"):
+        sql_output.write_parquet(twice, data, print)
+    assert (text.getvalue(), data.getvalue()) == ("", b"")
 
 
 def test_csv_follows_rfc_4180_and_keeps_every_value(of_every_type: DataFrame) -> None:
@@ -150,7 +154,7 @@ def test_nothing_in_a_table_can_steer_the_terminal(spark: SparkSession) -> None:
 def test_a_table_stops_at_1000_rows_and_says_so(spark: SparkSession) -> None:
     text, said = written("table", spark.range(1001))
     assert text.count("\n") == 1002
-    assert said == ["only the first 1,000 rows are shown; csv and json give all"]
+    assert said == ["only the first 1,000 rows are shown; csv, json and parquet give all"]
     assert written("table", spark.range(1000))[1] == ["1,000 rows"]
 
 
@@ -168,3 +172,63 @@ def test_rows_are_written_while_spark_still_computes_the_others(spark: SparkSess
     late = spark.range(0, 10_000, 1, 4).selectExpr("1 / (9999 - id) AS x")
     with pytest.raises(Full):
         sql_output.write_csv(late, Pipe(), print)
+
+
+def test_parquet_keeps_types_values_and_order(
+    spark: SparkSession, of_every_type: DataFrame, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.parquet"
+    plain = of_every_type.drop("age", "far")
+    sql_output.write_file(plain, "parquet", path, print)
+    back = spark.read.parquet(str(path))
+    assert [kind for _, kind in back.dtypes] == [kind for _, kind in plain.dtypes]
+    assert str(back.collect()) == str(plain.collect())  # NaN is not equal to itself
+    ordered = spark.range(0, 3000, 1, 5).orderBy("id", ascending=False)
+    sql_output.write_file(ordered, "parquet", path, print)
+    assert pq.read_table(path)["id"].to_pylist() == list(range(2999, -1, -1))
+
+
+def test_parquet_of_no_rows_has_its_columns(spark: SparkSession, tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    sql_output.write_file(spark.range(0), "parquet", path, print)
+    assert (pq.read_table(path).num_rows, pq.read_table(path).column_names) == (0, ["id"])
+
+
+def test_row_groups_end_by_their_bytes(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_output, "ROW_GROUP_BYTES", 8000)
+    path = tmp_path / "groups.parquet"
+    sql_output.write_file(spark.range(0, 4096, 1, 1), "parquet", path, print)
+    groups = pq.ParquetFile(path).metadata
+    assert groups.num_rows == 4096 and 2 < groups.num_row_groups < 8
+
+
+def test_a_type_that_parquet_has_no_form_for_is_named(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(InvalidQuery, match=r"Parquet has no form .*Interval"):
+        result = spark.sql("SELECT INTERVAL '1' YEAR AS age")
+        sql_output.write_file(result, "parquet", tmp_path / "out", print)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("style", sql_output.FILE_FORMATS)
+def test_a_file_is_replaced_by_a_whole_result_and_left_alone_by_a_failed_one(
+    spark: SparkSession, tmp_path: Path, style: str
+) -> None:
+    path = tmp_path / "out"
+    path.write_text("of yesterday")
+    late = spark.range(0, 10_000, 1, 4).selectExpr("1 / (9999 - id) AS x")
+    with pytest.raises(InvalidQuery, match="Division by zero"):
+        sql_output.write_file(late.orderBy("x"), style, path, print)
+    assert path.read_text() == "of yesterday"
+    said = []
+    sql_output.write_file(spark.range(3), style, path, said.append)
+    assert said[-1] == f"written to {path}"
+    assert b"yesterday" not in path.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_file_is_what_stdout_would_have_shown(spark: SparkSession, tmp_path: Path) -> None:
+    for style in sql_output.FORMATS:
+        sql_output.write_file(spark.range(3), style, tmp_path / style, print)
+        assert (tmp_path / style).read_bytes().decode() == written(style, spark.range(3))[0]

@@ -1,8 +1,10 @@
 """What is typed at the prompt, as statements."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from pyspark.sql import types as T
 
 from cxr_spark import sql_prompt
 from cxr_spark.sql_errors import InvalidQuery
@@ -48,7 +50,27 @@ def test_an_unknown_command_shows_the_help() -> None:
     assert said == [sql_prompt.HELP]
 
 
-def test_an_error_is_told_and_the_prompt_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+class OneView:
+    """Stands in for sql.Views."""
+
+    def names(self) -> tuple[str, ...]:
+        return ("images",)
+
+    def describe(self, name: str) -> tuple[T.StructType, str]:
+        return T.StructType().add("image_id", "string").add("label", "string"), "An image."
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [("im", ["image_id", "images"]), ("LAB", ["label"]), ("hav", ["HAVING"]), ("x", [])],
+)
+def test_tab_completes_views_columns_and_words_of_sql(typed: str, words: list[str]) -> None:
+    assert sql_prompt.completions(OneView())(typed) == words
+
+
+def test_an_error_is_told_and_the_prompt_comes_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     answered, said = [], []
 
     def answer(text: str) -> None:
@@ -60,6 +82,20 @@ def test_an_error_is_told_and_the_prompt_comes_back(monkeypatch: pytest.MonkeyPa
 
     lines = typing("bad;", "long;", "good;")
     monkeypatch.setattr("builtins.input", lambda *prompt: lines(""))
-    sql_prompt.converse(answer, said.append)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    sql_prompt.converse(answer, OneView(), said.append)
     assert answered == ["good;"]
     assert said == [sql_prompt.HELP, "not like this", "interrupted"]
+
+
+def test_a_folder_that_cannot_hold_the_history_costs_only_the_history(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cxr_spark").write_text("in the way")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    answered, said = [], []
+    lines = typing("SELECT 1;")
+    monkeypatch.setattr("builtins.input", lambda *prompt: lines(""))
+    sql_prompt.converse(answered.append, OneView(), said.append)
+    assert answered == ["SELECT 1;"]
+    assert said[1].startswith("no history is kept: ")

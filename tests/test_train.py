@@ -71,12 +71,12 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run on version 0, when version 1 with more images is the published one."""
+    """A run on version 1, when version 2 with more images is the published one."""
     root = tmp_path_factory.mktemp("train")
     warehouse, run = Warehouse(root / "warehouse"), job.Run("train")
     publish(spark, warehouse, {"train": 45, "val": 30, "test": 9})
     publish(spark, warehouse, {"train": 20})
-    options = TrainOptions(epochs=2, workers=2, batch_size=16, images_version=0, seed=7)
+    options = TrainOptions(epochs=2, workers=2, batch_size=16, images_version=1, seed=7)
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         folder = train(spark, warehouse, root / "models", options, run)
     return Trained(warehouse, root / "models", folder, run, stdout.getvalue())
@@ -101,10 +101,10 @@ def test_the_card_tells_what_scoring_needs_and_where_the_model_is_from(trained: 
     assert Preprocessing.from_json(card.preprocessing) == PREPROCESSING
     assert card.preprocessing_fingerprint == PREPROCESSING.fingerprint()
     assert (card.architecture, card.classes, card.image_size) == ("resnet18", CLASSES, SIZE)
-    assert (card.images_version, card.val_rows, sum(card.train_counts)) == (0, 30, 45)
+    assert (card.images_version, card.val_rows, sum(card.train_counts)) == (1, 30, 45)
     assert card.train_priors == pytest.approx([1 / 9] * 9)
     assert card.mean == pytest.approx(0.5, abs=0.01) and card.std == pytest.approx(0.29, abs=0.01)
-    assert card.arguments["seed"] == 7 and card.arguments["images_version"] == 0
+    assert card.arguments["seed"] == 7 and card.arguments["images_version"] == 1
     assert [epoch["epoch"] for epoch in card.metrics] == [1, 2]
     assert card.run_id == trained.run.run_id
     assert {"torch", "petastorm", "cxr_spark"} <= card.packages.keys()
@@ -135,7 +135,7 @@ def test_the_models_row_says_what_the_card_says(spark: SparkSession, trained: Tr
         std=card.std,
         temperature=card.temperature,
         train_priors=list(card.train_priors),
-        images_version=0,
+        images_version=1,
         label_policy="sole",
         arguments={name: str(value) for name, value in card.arguments.items()},
         val_cce=card.val_cce,
@@ -147,7 +147,7 @@ def test_the_models_row_says_what_the_card_says(spark: SparkSession, trained: Tr
 def test_the_run_names_model_versions_and_counts(trained: Trained) -> None:
     run, version = trained.run, trained.folder.name
     assert run.extra == {"model_version": version, "model": str(trained.models / version)}
-    assert (run.versions_read, run.versions_written) == ({"images": 0}, {"models": 0})
+    assert (run.versions_read, run.versions_written) == ({"images": 1}, {"models": 1})
     assert run.counts == {"train": 45, "val": 30, "steps": 6}
 
 

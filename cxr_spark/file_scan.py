@@ -1,0 +1,78 @@
+"""One Spark relation over the files of a Delta snapshot, with its partitions as Spark knows them.
+
+A union of a frame for each partition gives the same rows. But Spark compiles and plans each of its
+parts, and reads all of them where a filter's value is only known once the query runs, as in
+`WHERE model_version = (SELECT ...)`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+
+from cxr_spark.delta import DataFile
+
+
+def scan(spark: SparkSession, files: Sequence[DataFile], schema: T.StructType) -> DataFrame:
+    """Some of a table's files as a frame with the columns of `schema`.
+
+    Partition values come from the log, not from the names of folders. They are text.
+    """
+    if not files:
+        return spark.createDataFrame([], schema)
+    jvm: Any = spark._jvm
+    session: Any = spark._jsparkSession
+    sources = jvm.org.apache.spark.sql.execution.datasources
+    partition_by = list(files[0].partition)
+    stored, partitioned = (
+        session.parseDataType(T.StructType(fields).json())
+        for fields in (
+            [field for field in schema if field.name not in partition_by],
+            [schema[name] for name in partition_by],
+        )
+    )
+    nothing, no_options = jvm.scala.Option.empty(), jvm.PythonUtils.toScalaMap({})
+    index = sources.InMemoryFileIndex(
+        session,
+        _paths(jvm, [file.path for file in files]),
+        no_options,
+        jvm.scala.Option.apply(stored),
+        getattr(getattr(sources, "NoopCache$"), "MODULE$"),
+        jvm.scala.Option.apply(sources.PartitionSpec(partitioned, _folders(jvm, files))),
+        nothing,
+    )
+    parquet = sources.parquet.ParquetFileFormat()
+    relation = sources.HadoopFsRelation(
+        index, partitioned, stored, nothing, parquet, no_options, session
+    )
+    rows = DataFrame(session.baseRelationToDataFrame(relation), spark)
+    return rows.select(*[f"`{name}`" for name in schema.names])
+
+
+def _paths(jvm: Any, paths: Sequence[str]) -> Any:
+    """Hadoop's paths as a Seq: all in one call, where a list costs a call each."""
+    texts = jvm.org.apache.hadoop.util.StringUtils
+    separator = "\n"
+    assert not any(separator in path for path in paths), "a table's files have names of one line"
+    array = texts.stringToPath(texts.getStrings(separator.join(paths), separator))
+    return jvm.scala.collection.immutable.ArraySeq.unsafeWrapArray(array)
+
+
+def _folders(jvm: Any, files: Sequence[DataFile]) -> Any:
+    """Each folder with its partition values, as a Seq of PartitionPath; empty for a plain table."""
+    catalyst = jvm.org.apache.spark.sql.catalyst
+    text = jvm.org.apache.spark.unsafe.types.UTF8String.fromString
+    folder_path = jvm.org.apache.spark.sql.execution.datasources.PartitionPath.apply
+    rows: dict[tuple[str | None, ...], Any] = {}
+    folders: dict[str, Any] = {}
+    for file in files:
+        folder, values = str(Path(file.path).parent), tuple(file.partition.values())
+        if not values or folder in folders:
+            continue
+        if values not in rows:
+            texts = [value if value is None else text(value) for value in values]
+            rows[values] = catalyst.InternalRow.fromSeq(jvm.PythonUtils.toSeq(texts))
+        folders[folder] = folder_path(rows[values], f"file:{folder}")
+    return jvm.PythonUtils.toSeq(list(folders.values()))
