@@ -1,5 +1,6 @@
 """Curation on a standalone cluster on loopback: workers that have but what is shipped to them."""
 
+import json
 import os
 import socket
 import subprocess
@@ -131,3 +132,46 @@ def test_a_cluster_gives_the_same_tables(
         theirs, ours_frame = theirs.select(columns), ours_frame.select(columns)
         assert theirs.count() == ours_frame.count() > 0 or name == "near_duplicates"
         assert theirs.exceptAll(ours_frame).isEmpty(), name
+
+
+LAYER = """
+import sys
+from pyspark.sql import functions as F
+from cxr_spark import commits, delta, staging
+from cxr_spark.session import spark_session
+from cxr_spark.staging import Contract
+
+table = sys.argv[1]
+with spark_session("layer") as spark:
+    assert spark.sparkContext.master.startswith("local-cluster"), spark.sparkContext.master
+    rows = spark.range(0, 1000, 1, 8).select(
+        F.concat(F.lit("k"), "id").alias("key"),
+        F.concat(F.lit("part "), F.col("id") % 3).alias("part"),
+        F.encode(F.repeat(F.lit("x"), 1000), "utf-8").alias("blob"),
+    )
+    contract = Contract(rows.schema, key=("key",), required=("key",), partition_by=("part",))
+    commits.commit(staging.stage(rows, table, contract), run_id="r", sequence=0)
+    more = rows.withColumn("key", F.concat("key", F.when(F.length("key") < 4, "new")))
+    more = more.where("key IS NOT NULL").unionByName(rows.limit(10))
+    commits.append_new(spark, more, table, contract, run_id="r")
+    staged = staging.stage(rows.where("part = 'part 1'").limit(5), table, contract)
+    commits.commit(staged, run_id="r", mode="overwrite", partitions=["part 1"])
+    counts = delta.read(spark, table, contract.schema).groupBy("part").count()
+    print({row.part: row["count"] for row in counts.collect()})
+"""
+
+
+@pytest.mark.long
+def test_the_table_layer_works_the_same_on_a_local_cluster(tmp_path: Path) -> None:
+    given = "--master local-cluster[2,1,2048] --conf spark.executor.memory=1g pyspark-shell"
+    done = subprocess.run(
+        [sys.executable, "-c", LAYER, str(tmp_path / "table")],
+        env=os.environ | {"PYSPARK_SUBMIT_ARGS": given, "SPARK_HOME": str(SPARK_HOME)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    # 1,000 rows over three parts, 100 of them once more under a new key; part 1 replaced by 5.
+    counts = json.loads(done.stdout.replace("'", '"'))
+    assert counts == {"part 0": 368, "part 1": 5, "part 2": 366}
