@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -31,7 +32,14 @@ TABLES = (
 # Delta has no commit over several tables: these are read at the versions that the last finished
 # curate run names in its runs row, which it commits last.
 PUBLISHED = ("images_raw", "images", "rejects", "near_duplicates")
-RUN_COLUMNS = ("run_id", "package_version", "arguments", "counts", "versions_written")
+RUN_COLUMNS = (
+    "run_id",
+    "package_version",
+    "arguments",
+    "counts",
+    "versions_written",
+    "finished_at",
+)
 IMAGE_FILE_BYTES = 8 << 20
 
 
@@ -69,6 +77,7 @@ class CurateRun(NamedTuple):
     arguments: dict[str, str]
     counts: dict[str, float]
     versions: dict[str, int]
+    finished_at: datetime
 
 
 class Warehouse:
@@ -128,6 +137,20 @@ class Warehouse:
             raise NoSuchTable(f"{self.path(name)}: this table has not been written yet")
         return newest
 
+    def version_at(self, name: str, moment: datetime) -> int:
+        """The version that readers saw at a moment (with a time zone).
+
+        Raises:
+            NothingPublished: no curate run had finished by then.
+            NoSuchTable, NoSuchVersion: the table wasn't there.
+        """
+        if name not in PUBLISHED:
+            return delta.version_at(self.path(name), moment)
+        runs = [run for run in self._curate_runs() if run.finished_at <= moment]
+        if not runs:
+            raise NothingPublished(f"{self.root}: no curate run had finished by {moment}")
+        return runs[-1].versions[name]
+
     def published(self) -> dict[str, int]:
         """Versions named by the last finished curate run; empty where there is none."""
         run = self.published_run()
@@ -164,7 +187,7 @@ class Warehouse:
     def _curate_runs(self) -> list[CurateRun]:
         if not self.exists("runs"):
             return []
-        columns = ("job", "status", "finished_at", *RUN_COLUMNS)
+        columns = ("job", "status", *RUN_COLUMNS)
         rows = delta.read_rows(self.path("runs"), columns)
         finished = [row for row in rows if row["job"] == "curate" and row["status"] == "finished"]
         finished.sort(key=lambda row: row["finished_at"])
@@ -205,6 +228,7 @@ def _curate_run(row: Mapping[str, Any]) -> CurateRun:
         row["arguments"] or {},
         row["counts"] or {},
         row["versions_written"],
+        row["finished_at"],
     )
 
 

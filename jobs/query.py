@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cxr_spark import job, sql, sql_errors, sql_output, sql_parameters, sql_prompt
 from cxr_spark.session import spark_session
-from cxr_spark.tables import Warehouse
+from cxr_spark.tables import TABLES, Warehouse
 
 EXAMPLES = r"""examples:
   query.py --warehouse warehouse "SELECT label, count(*) FROM images GROUP BY label"
@@ -30,11 +31,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--out", type=Path, metavar="FILE", help="write there; parquet needs it")
     options.add_argument(
         "--at",
-        metavar="TABLE=VERSION",
+        metavar="TABLE=VERSION|TIME",
         action="append",
         type=_pin,
         default=[],
-        help="read this version of a table; may be given for several tables",
+        help="read this version of a table, or that of a time (ISO 8601, UTC unless it says "
+        "otherwise); may be given for several tables",
     )
     options.add_argument(
         "--param",
@@ -51,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
-    warehouse, at, parameters = Warehouse(options.warehouse), dict(options.at), dict(options.param)
+    warehouse, parameters = Warehouse(options.warehouse), dict(options.param)
+    sql.require_readable(warehouse, {name: 0 for name, _ in options.at if name not in TABLES})
+    at = {
+        name: pin if isinstance(pin, int) else warehouse.version_at(name, pin)
+        for name, pin in options.at
+    }
     sql.require_readable(warehouse, at)
     text = _statement(options)
     _require_place(options, is_prompt=text is None)
@@ -103,11 +110,18 @@ def _require_place(options: argparse.Namespace, *, is_prompt: bool) -> None:
         raise job.InputError(f"--out {out}: no file in a folder that exists")
 
 
-def _pin(text: str) -> tuple[str, int]:
-    table, _, version = text.partition("=")
-    if not version.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected TABLE=VERSION, as images=3")
-    return table, int(version)
+def _pin(text: str) -> tuple[str, int | datetime]:
+    table, _, pin = text.partition("=")
+    if pin.isdecimal():
+        return table, int(pin)
+    try:
+        moment = datetime.fromisoformat(pin)
+    except ValueError:
+        message = (
+            f"{text!r}: expected TABLE=VERSION or TABLE=TIME, as images=3 or images=2026-01-31"
+        )
+        raise argparse.ArgumentTypeError(message) from None
+    return table, moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _parameter(text: str) -> tuple[str, sql_parameters.Value]:

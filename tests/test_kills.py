@@ -52,7 +52,7 @@ try:
 finally:
     print("steps:", *steps, sep="\\n", file=sys.stderr)
 """
-AT_MOST = 14
+AT_MOST = 11
 
 
 def dying(step: int, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -101,6 +101,8 @@ def test_a_refusal_is_exit_2_with_the_reason_on_stderr_and_the_summary_on_stdout
         (["--at", "models"], "expected TABLE=VERSION"),
         (["--at", "models=x"], "expected TABLE=VERSION"),
         (["--at", "models=99"], "no version 99"),
+        (["--at", "models=2020-01-31"], "has no version of 2020-01-31"),
+        (["--at", "images=2020-01-31"], "no curate run had finished by 2020-01-31"),
         (["--at", "model=0"], "no table is named model"),
         (["--at", "predictions=0"], "predictions"),
         (["--at", "latest_metrics=0"], "no table is named latest_metrics"),

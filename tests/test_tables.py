@@ -51,6 +51,10 @@ def test_published_is_what_the_last_finished_curate_run_names(tmp_path: Path) ->
     assert warehouse.published_with(3).versions == {"images": 3, "rejects": 1}
     with pytest.raises(tables.NoSuchVersion, match=r"published: \[0, 3, 4\]"):
         warehouse.published_with(5)
+    assert warehouse.version_at("images", MOMENT + timedelta(minutes=2, seconds=30)) == 3
+    with pytest.raises(tables.NothingPublished, match="by 2026-01-01 00:00"):
+        warehouse.version_at("images", MOMENT)
+    assert warehouse.version_at("runs", datetime.now(UTC)) == warehouse.version("runs")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
