@@ -112,7 +112,7 @@ def stage(
     folder = _fresh_folder(table)
     broken = [
         F.count_if(~F.coalesce(F.expr(condition), F.lit(False))).alias(name)
-        for name, condition in contract.constraints().items()
+        for name, condition in contract.checks.items()
     ]
     rows = conform(frame, contract.schema).observe(seen, F.count(F.lit(1)).alias("rows"), *broken)
     writer = rows.write.option("maxRecordsPerFile", max_records_per_file)
@@ -208,7 +208,10 @@ def stage_parts(paths: Sequence[str], contract: Contract) -> Staged:
         )
     table = paths[0].rsplit("/", 2)[0]
     files = [storage.StoredFile(path, size) for path, size in sizes.items() if size is not None]
-    return _present(_staged(table, contract, files))
+    assert not contract.checks, "whoever writes parts would have to check conditions on values"
+    staged = _staged(table, contract, files)
+    _require_present(staged)
+    return staged
 
 
 def conform(frame: DataFrame, schema: T.StructType) -> DataFrame:
@@ -238,7 +241,8 @@ def _fresh_folder(table: str) -> str:
 
 
 def _check_written(staged: Staged, seen: Mapping[str, Any]) -> None:
-    broken = {name: seen[name] for name in staged.contract.constraints() if seen[name]}
+    _require_present(staged)
+    broken = {name: seen[name] for name in staged.contract.checks if seen[name]}
     if broken:
         raise SchemaMismatch(f"{staged.table}: rows that break a constraint, by name: {broken}")
     if staged.num_rows != seen["rows"]:
@@ -262,15 +266,17 @@ def _check_rows(rows: Sequence[Mapping[str, Any]], table: str, contract: Contrac
                 raise SchemaMismatch(f"{table}: {count} rows break the constraint {name}")
 
 
-def _present(staged: Staged) -> Staged:
-    """Checks by the files' footers that no required column holds a null."""
-    contract = staged.contract
-    assert not contract.checks, "conditions on values are checked as rows are written by others"
-    for name in contract.required:
-        nulls = sum(file.statistics["nullCount"].get(name, 0) for file in staged.files)
+def _require_present(staged: Staged) -> None:
+    """Checks by footers and folders, at no cost, that no required column holds a null."""
+    for name in staged.contract.required:
+        if name in staged.contract.partition_by:
+            nulls = sum(file.num_rows for file in staged.files if file.partition[name] is None)
+        else:
+            nulls = sum(file.statistics["nullCount"][name] for file in staged.files)
         if nulls:
-            raise SchemaMismatch(f"{staged.table}: {nulls} rows without the required {name}")
-    return staged
+            raise SchemaMismatch(
+                f"{staged.table}: {nulls} rows break the constraint {name}_is_present"
+            )
 
 
 def _stored(contract: Contract) -> T.StructType:

@@ -80,7 +80,7 @@ def test_rows_that_break_a_constraint_are_refused_before_they_count(
 def test_a_null_in_a_required_column_of_a_part_is_refused(table):
     contract = Contract(SCHEMA, required=("key",))
     rows = pa.table({"key": ["a", None], "day": ["d"] * 2, "value": [1.0] * 2, "blob": [b""] * 2})
-    with pytest.raises(SchemaMismatch, match="1 rows without the required key"):
+    with pytest.raises(SchemaMismatch, match="1 rows break the constraint key_is_present"):
         staging.stage_arrow(rows, table, contract)
 
 
