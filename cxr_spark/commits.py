@@ -148,10 +148,9 @@ def add_columns(table: str, contract: Contract, *, run_id: str) -> list[str]:
         SchemaMismatch: they differ in more, which no addition mends.
     """
     target = delta.open_table(table)
-    there = {field.name for field in delta.spark_schema(target)}
-    new = [field for field in contract.schema if field.name not in there]
-    widened = T.StructType([*delta.spark_schema(target).fields, *new])
-    _compare(table, widened, contract.schema)
+    there = delta.spark_schema(target)
+    new = [field for field in contract.schema if field.name not in there.names]
+    _compare(table, T.StructType([*there.fields, *new]), contract.schema)
     if new:
         fields = [Field.from_json(field.json()) for field in new]
         target.alter.add_columns(fields, commit_properties=_properties(run_id, None, 20))

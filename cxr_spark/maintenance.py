@@ -18,6 +18,7 @@ from deltalake.exceptions import DeltaError as DeltaRsError
 from pyspark.sql import types as T
 
 from cxr_spark import delta, retention, tables
+from cxr_spark.commits import KEEP_THE_LOG
 from cxr_spark.retention import DamagedTable, History, StoredFile
 from cxr_spark.tables import TABLES, Warehouse
 
@@ -32,7 +33,6 @@ FEWEST_SMALL_FILES = 16
 FEWEST_COMMITS = 10
 # Counts of what was done, not only found.
 DONE = ("removed_files", "removed_bytes", "merged", "into", "checkpoints")
-CUTS_LOG = "delta.enableExpiredLogCleanup"
 
 
 class NothingToMaintain(ValueError):
@@ -266,8 +266,8 @@ def _keep_whole_log(table: str) -> None:
     of a commit for that is ignored by delta-rs's `compact`; the table's own property isn't.
     """
     target = delta.open_table(table)
-    if target.metadata().configuration.get(CUTS_LOG) != "false":
-        target.alter.set_table_properties({CUTS_LOG: "false"})
+    if not KEEP_THE_LOG.items() <= target.metadata().configuration.items():
+        target.alter.set_table_properties(KEEP_THE_LOG)
 
 
 def _merge(table: str, plan: Plan, run: Progress) -> None:

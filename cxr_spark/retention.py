@@ -201,11 +201,9 @@ def named_versions(warehouse: Warehouse, cutoff: float) -> dict[str, dict[int, s
             if name in versions:
                 named[name].setdefault(versions[name], why)
 
-    runs = _rows(warehouse, "runs", "job", "status", "finished_at", "versions_written")
-    curated = [row for row in runs if (row["job"], row["status"]) == ("curate", "finished")]
-    curated.sort(key=lambda row: row["finished_at"])
-    published = [row["versions_written"] for row in curated]
-    replaced_at = [row["finished_at"].timestamp() for row in curated[1:]] + [float("inf")]
+    curated = warehouse.curate_runs()
+    published = [run.versions for run in curated]
+    replaced_at = [run.finished_at.timestamp() for run in curated[1:]] + [float("inf")]
     for versions, until in zip(published, replaced_at, strict=False):
         if until > cutoff:
             keep(versions, "published")

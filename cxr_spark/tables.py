@@ -146,7 +146,7 @@ class Warehouse:
         """
         if name not in PUBLISHED:
             return delta.version_at(self.path(name), moment)
-        runs = [run for run in self._curate_runs() if run.finished_at <= moment]
+        runs = [run for run in self.curate_runs() if run.finished_at <= moment]
         if not runs:
             raise NothingPublished(f"{self.root}: no curate run had finished by {moment}")
         return runs[-1].versions[name]
@@ -172,7 +172,7 @@ class Warehouse:
         """
         run = self.find_curate_run(images_version)
         if run is None:
-            known = sorted({run.versions["images"] for run in self._curate_runs()})
+            known = sorted({run.versions["images"] for run in self.curate_runs()})
             raise NoSuchVersion(
                 f"{self.root}: images version {images_version} was never published; "
                 f"published: {known}"
@@ -181,10 +181,11 @@ class Warehouse:
 
     def find_curate_run(self, images_version: int) -> CurateRun | None:
         """The first curate run that published this version of images, if one did."""
-        runs = self._curate_runs()
+        runs = self.curate_runs()
         return next((run for run in runs if run.versions.get("images") == images_version), None)
 
-    def _curate_runs(self) -> list[CurateRun]:
+    def curate_runs(self) -> list[CurateRun]:
+        """The finished curate runs, the last one last."""
         if not self.exists("runs"):
             return []
         columns = ("job", "status", *RUN_COLUMNS)

@@ -109,14 +109,19 @@ def test_the_newest_model_is_the_one_created_last(views: sql.Views) -> None:
     assert rows(views, query) == [("alpha",)]
 
 
+def scored_by(warehouse: Warehouse, *model_versions: str) -> None:
+    """One image scored by models that were created a day apart."""
+    for number, version in enumerate(model_versions, start=1):
+        row = {"model_version": version, "created_at": day(number), "run_id": "train"}
+        warehouse.append_rows("models", [row])
+        warehouse.append_rows("predictions", [prediction("a", version, "Covid", number)])
+
+
 def test_the_newest_model_of_a_pinned_version_of_models_is_the_newest_in_that_version(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     warehouse = Warehouse(tmp_path)
-    for number, version in enumerate(("old", "new"), start=1):
-        row = {"model_version": version, "created_at": day(number), "run_id": "train"}
-        warehouse.append_rows("models", [row])
-        warehouse.append_rows("predictions", [prediction("a", version, "Covid", number)])
+    scored_by(warehouse, "old", "new")
     query = "SELECT model_version FROM newest_model_predictions"
     assert rows(sql.Views(spark, warehouse, {}, Notes()), query) == [("new",)]
     assert rows(sql.Views(spark, warehouse, {"models": 0}, Notes()), query) == [("old",)]
@@ -245,10 +250,7 @@ def test_a_query_for_one_model_version_opens_no_file_of_another(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     warehouse = Warehouse(tmp_path)
-    for number, version in enumerate(("other", "wanted"), start=1):
-        row = {"model_version": version, "created_at": day(number), "run_id": "train"}
-        warehouse.append_rows("models", [row])
-        warehouse.append_rows("predictions", [prediction("a", version, "Covid", number)])
+    scored_by(warehouse, "other", "wanted")
     for file in warehouse.files("predictions"):
         if file.partition["model_version"] == "other":
             Path(file.path).write_bytes(b"not Parquet, nor to be opened")
