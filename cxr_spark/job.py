@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -25,7 +27,7 @@ from cxr_spark.tables import Warehouse
 
 EXIT_CODES = {
     "finished": 0,
-    "stopped": 0,  # by SIGTERM
+    "stopped": 0,  # by SIGTERM or --max-runtime, at a safe point
     "failed": 1,
     "invalid": 2,  # bad arguments or input; nothing changed
     "refused": 3,  # by the audit; nothing published
@@ -34,8 +36,9 @@ EXIT_CODES = {
 }
 UNRECORDED = {"invalid", "busy"}
 PROGRESS_SECONDS = 2.0
-EPILOG = "Exit codes: 0 finished or stopped by SIGTERM, 1 failed, 2 bad arguments or input, 3 the \
-audit refused, 4 drift, 5 busy. The last line of stdout is the summary as one JSON object."
+EPILOG = """Exit codes: 0 finished, or stopped by SIGTERM or --max-runtime, 1 failed, 2 bad input,
+3 the audit refused, 4 drift, 5 busy. The last line of stdout is the summary as one JSON
+object."""
 
 
 class InputError(ValueError):
@@ -47,7 +50,7 @@ class Busy(RuntimeError):
 
 
 class Stopped(BaseException):
-    """SIGTERM came; not an Exception, so that no handler on the way swallows it."""
+    """SIGTERM came, or the time is up; not an Exception, so that no handler swallows it."""
 
 
 class Run:
@@ -65,6 +68,10 @@ class Run:
         self.resolved: dict[str, str] = {}
         self.extra: dict[str, Any] = {}
         self.status = "finished"
+        self.max_runtime: float | None = None
+        self._began = time.monotonic()
+        self._waits_for_safe_point = False
+        self._sigterm_came = False
         self._locks = contextlib.ExitStack()
         self._progress_at = 0.0
         self._progress_from: tuple[float, int] | None = None
@@ -72,6 +79,48 @@ class Run:
     def say(self, text: str) -> None:
         """A line of words on stderr."""
         print(f"[{self.job}] {text}", file=sys.stderr, flush=True)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until `--max-runtime` is over, counted from the run's start; infinite without one."""
+        if self.max_runtime is None:
+            return math.inf
+        return self.max_runtime - (time.monotonic() - self._began)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run should end at its next safe point; None: it should go on."""
+        if self._sigterm_came:
+            return "stopped by SIGTERM"
+        return "stopped, as --max-runtime is over" if self.seconds_left <= 0 else None
+
+    @contextlib.contextmanager
+    def safe_points(self) -> Iterator[None]:
+        """Within it SIGTERM interrupts nothing: `end_if_stopped` is called where it may end."""
+        self._waits_for_safe_point = True
+        try:
+            yield
+        finally:
+            self._waits_for_safe_point = False
+
+    def end_if_stopped(self) -> None:
+        """A safe point: nothing is half done here.
+
+        Raises:
+            Stopped: SIGTERM has come, or `--max-runtime` is over.
+        """
+        if self.stop_reason is not None:
+            raise Stopped(self.stop_reason)
+
+    def sigterm(self) -> None:
+        """SIGTERM has come: end at once, or at the next safe point.
+
+        Raises:
+            Stopped: outside of `safe_points`.
+        """
+        self._sigterm_came = True
+        if not self._waits_for_safe_point:
+            raise Stopped("stopped by SIGTERM")
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """A line with rate and time left on stderr, at most one in two seconds."""
@@ -128,6 +177,21 @@ def parser(job: str, description: str, examples: str = "") -> argparse.ArgumentP
     )
 
 
+def add_max_runtime(options: argparse.ArgumentParser, words: str) -> None:
+    """Add `--max-runtime` to a job that has safe points, or that fits itself into the time."""
+    options.add_argument("--max-runtime", type=_seconds, metavar="SECONDS", help=words)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -151,10 +215,11 @@ def start(
         prints_result: main writes its result to stdout, and success adds no summary to it.
     """
     run = Run(job)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, partial(_stop, run))
     options, error = argparse.Namespace(), ""
     try:
         options = options_parser.parse_args()
+        run.max_runtime = getattr(options, "max_runtime", None)
     except InputError as raised:
         run.status, error = _outcome(raised)
     with _summary_stream(prints_result) as summary_stream:
@@ -178,9 +243,9 @@ def start(
     sys.exit(EXIT_CODES[run.status])
 
 
-def _stop(signum: int, frame: object) -> None:
+def _stop(run: Run, signum: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Stopped("stopped by SIGTERM")
+    run.sigterm()
 
 
 @contextlib.contextmanager

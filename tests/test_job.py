@@ -132,6 +132,49 @@ def test_sigterm_stops_cleanly_with_exit_0(tmp_path: Path) -> None:
     assert [row["status"] for row in runs(tmp_path / "w")] == ["stopped"]
 
 
+def test_sigterm_between_safe_points_waits_for_the_next(tmp_path: Path) -> None:
+    ready, done = tmp_path / "ready", tmp_path / "done"
+    body = f"""
+with run.safe_points():
+    run.end_if_stopped()
+    open({str(ready)!r}, 'w').close()
+    time.sleep(2)
+    open({str(done)!r}, 'w').close()
+    run.end_if_stopped()
+    raise AssertionError('went on')
+"""
+    process = start(tmp_path, "--warehouse", str(tmp_path / "w"), "--do", body)
+    _wait_for(ready)
+    process.send_signal(signal.SIGTERM)
+    code, summary, _, _ = ended(process)
+    assert (code, summary["status"], done.exists()) == (0, "stopped", True)
+
+
+def test_the_runtime_counts_from_the_start_and_ends_at_a_safe_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = job.Run("toy")
+    run.end_if_stopped()  # without a limit there is none
+    run.max_runtime = 60
+    now[0] = 159
+    run.end_if_stopped()
+    assert run.seconds_left == 1
+    now[0] = 160
+    with pytest.raises(job.Stopped, match="--max-runtime"):
+        run.end_if_stopped()
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", "inf"])
+def test_a_runtime_is_a_number_of_seconds(given: str) -> None:
+    options = job.parser("toy", "")
+    job.add_max_runtime(options, "stop then")
+    with pytest.raises(job.InputError, match="seconds"):
+        options.parse_args(["--max-runtime", given])
+    assert options.parse_args(["--max-runtime", "90"]).max_runtime == 90
+
+
 def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
     warehouse = str(tmp_path / "w")
     wait = f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)"
