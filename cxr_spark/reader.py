@@ -9,8 +9,9 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
-from typing import NamedTuple
+from contextlib import ExitStack, closing
+from itertools import accumulate, chain, islice, pairwise
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlparse
 
 import numpy as np
@@ -19,11 +20,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from petastorm import make_batch_reader
 
-# Rows are permuted within a window of this many bytes of pixels; a rank holds about three of them.
+# Rows are permuted within a window of this many bytes of pixels; a rank holds about two of them.
 WINDOW_BYTES = 64 << 20
 BATCHES_AHEAD = 4
+# Petastorm decodes in the thread that asks: two threads read by turns, each some row groups ahead.
+READERS = 2
+ROW_GROUPS_AHEAD = 2
 
 Columns = dict[str, NDArray]
+Item = TypeVar("Item")
 
 
 class ReaderInputError(ValueError):
@@ -57,12 +62,15 @@ class ReadPlan(NamedTuple):
         batch_sizes: rows of each batch.
         repeated: how many of the rows are given out twice, to fill up the batches.
         shuffle_seed: seed of the order within windows; None keeps the order of the rows.
+        class_weights: by class, how likely a row of a window is drawn, with replacement; None
+            gives out every row.
     """
 
     portions: list[Portion]
     batch_sizes: list[int]
     repeated: int = 0
     shuffle_seed: tuple[int, ...] | None = None
+    class_weights: tuple[float, ...] | None = None
 
 
 class Batch(NamedTuple):
@@ -80,7 +88,14 @@ class Batch(NamedTuple):
 
 
 def plan_training(
-    files: Sequence[RowFile], *, batch_size: int, seed: int, epoch: int, rank: int, world: int
+    files: Sequence[RowFile],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world: int,
+    class_weights: tuple[float, ...] | None = None,
 ) -> ReadPlan:
     """Plan an epoch of training: equally many batches on every rank, in an order of its own.
 
@@ -95,6 +110,8 @@ def plan_training(
         batch_size: rows of a step, over all ranks.
         seed, epoch: 0 or more; the same two give the same order.
         rank, world: which of how many ranks.
+        class_weights: by class; where given, as many rows are drawn from each window as it has,
+            with replacement, each row as likely as its class's weight, above 0, says.
 
     Raises:
         ReaderInputError: fewer rows, or a smaller batch, than ranks.
@@ -111,7 +128,7 @@ def plan_training(
     repeated = max(0, steps - (last - first))
     batch_sizes = _sizes(last - first + repeated, steps)
     portions = _portions([files[place] for place in order], first, last)
-    return ReadPlan(portions, batch_sizes, repeated, shuffle_seed=(seed, epoch, rank + 1))
+    return ReadPlan(portions, batch_sizes, repeated, (seed, epoch, rank + 1), class_weights)
 
 
 def plan_evaluation(
@@ -136,26 +153,24 @@ def plan_evaluation(
 
 
 def read_batches(
-    plan: ReadPlan, *, image_size: int, columns: Sequence[str] = ()
+    plan: ReadPlan, *, image_size: int, columns: Sequence[str] = (), skip: int = 0
 ) -> Generator[Batch, None, None]:
-    """Read what a plan says, a few batches ahead in a thread of its own.
+    """Read what a plan says, a few batches ahead in threads of its own.
 
-    What goes wrong in the thread is raised here; closing the generator ends the thread.
+    What goes wrong in a thread is raised here; closing the generator ends the threads.
 
     Args:
         plan: of this rank.
         image_size: side of the images, pixels.
         columns: further columns, for the batches' `columns`.
+        skip: leave out so many batches; those after them are the same as without.
 
     Raises:
         ReaderInputError: a path that a URL cannot hold.
         ReadFailed: a file that is missing, broken, or not what the plan says.
     """
-    batches = _batches(plan, image_size, ("pixels", "label_index", *columns))
-    try:
-        yield from _read_ahead(batches)
-    finally:
-        batches.close()
+    batches = _batches(plan, image_size, ("pixels", "label_index", *columns), skip)
+    yield from _read_ahead(batches, BATCHES_AHEAD)
 
 
 def _share(total: int, rank: int, world: int) -> tuple[int, int]:
@@ -179,33 +194,63 @@ def _portions(files: Sequence[RowFile], first: int, last: int) -> list[Portion]:
     return portions
 
 
-def _read_ahead(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+def _read_ahead(items: Generator[Item, None, None], count: int) -> Generator[Item, None, None]:
+    """The items, up to so many of them made ahead in a thread."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as thread:
-        ahead = deque(thread.submit(next, batches, None) for _ in range(BATCHES_AHEAD))
+        ahead = deque(thread.submit(next, items, None) for _ in range(count))
         try:
-            while (batch := ahead.popleft().result()) is not None:
-                ahead.append(thread.submit(next, batches, None))
-                yield batch
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(thread.submit(next, items, None))
+                yield item
         finally:
             for waiting in ahead:
                 waiting.cancel()
+            thread.submit(items.close)
 
 
 def _batches(
-    plan: ReadPlan, image_size: int, names: tuple[str, ...]
+    plan: ReadPlan, image_size: int, names: tuple[str, ...], skip: int
 ) -> Generator[Batch, None, None]:
-    sizes = deque(plan.batch_sizes)
+    sizes = deque(enumerate(plan.batch_sizes))
     order = np.random.default_rng(plan.shuffle_seed)
-    rest: list[Columns] = []
-    for window in _windows(_with_repeats(_row_groups(plan.portions, image_size, names), plan)):
-        rows = _joined([*rest, window])
-        count = len(rows["pixels"])
-        places = np.arange(count) if plan.shuffle_seed is None else order.permutation(count)
-        while sizes and sizes[0] <= len(places):
-            here, places = np.split(places, [sizes.popleft()])
-            yield _batch(_taken(rows, here))
-        rest = [_taken(rows, places)]
-    assert not sizes, f"batches of {list(sizes)} rows are left without rows"
+    rows: list[Columns] = []
+    places = np.empty((0, 2), np.intp)  # row group, row: what is left of the windows so far
+    with closing(_in_turn(plan.portions, image_size, names)) as row_groups:
+        for window in _windows(_with_repeats(row_groups, plan)):
+            fresh = _drawn(window, plan.class_weights, order)
+            fresh[:, 0] += len(rows)
+            places = np.concatenate([places, fresh])
+            rows += window
+            if plan.shuffle_seed is not None:
+                order.shuffle(places)
+            while sizes and sizes[0][1] <= len(places):
+                number, size = sizes.popleft()
+                here, places = np.split(places, [size])
+                if number >= skip:
+                    yield _batch(_taken(rows, here))
+            rows = [_taken(rows, places)]
+            places = _all_places(rows)
+    assert not sizes, f"batches of {[size for _, size in sizes]} rows are left without rows"
+
+
+def _all_places(rows: Sequence[Columns]) -> NDArray[np.intp]:
+    """(n, 2) row group and row of every row."""
+    counts = [len(part["pixels"]) for part in rows]
+    groups = np.repeat(np.arange(len(counts)), counts)
+    within = np.concatenate([np.arange(count) for count in counts])
+    return np.column_stack([groups, within])
+
+
+def _drawn(
+    window: Sequence[Columns], class_weights: tuple[float, ...] | None, order: np.random.Generator
+) -> NDArray[np.intp]:
+    """(n, 2) places of a window's rows: each once, or drawn by the weight of its class."""
+    places = _all_places(window)
+    if class_weights is None or not len(places):
+        return places
+    labels = np.concatenate([part["label_index"] for part in window])
+    weights = np.asarray(class_weights)[labels]
+    return places[order.choice(len(places), size=len(places), p=weights / weights.sum())]
 
 
 def _with_repeats(row_groups: Iterator[Columns], plan: ReadPlan) -> Iterator[Columns]:
@@ -217,23 +262,28 @@ def _with_repeats(row_groups: Iterator[Columns], plan: ReadPlan) -> Iterator[Col
     return chain([opening], row_groups, [again])
 
 
-def _windows(row_groups: Iterator[Columns]) -> Iterator[Columns]:
+def _windows(row_groups: Iterator[Columns]) -> Iterator[list[Columns]]:
     window: list[Columns] = []
     for row_group in row_groups:
         window.append(row_group)
         if sum(part["pixels"].nbytes for part in window) >= WINDOW_BYTES:
-            yield _joined(window)
+            yield window
             window = []
     if window:
-        yield _joined(window)
+        yield window
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _taken(rows: Columns, places: NDArray[np.intp]) -> Columns:
-    return {name: column[places] for name, column in rows.items()}
+def _taken(rows: Sequence[Columns], places: NDArray[np.intp]) -> Columns:
+    """The rows at (n, 2) places, copied once."""
+    taken = {
+        name: np.empty((len(places), *column.shape[1:]), np.result_type(*(r[name] for r in rows)))
+        for name, column in rows[0].items()
+    }
+    for group in np.unique(places[:, 0]):
+        here = np.flatnonzero(places[:, 0] == group)
+        for name, column in rows[group].items():
+            taken[name][here] = column[places[here, 1]]
+    return taken
 
 
 def _batch(rows: Columns) -> Batch:
@@ -241,25 +291,36 @@ def _batch(rows: Columns) -> Batch:
     return Batch(rows["pixels"], rows["label_index"].astype(np.int64), further)
 
 
-def _row_groups(
+def _in_turn(
     portions: Sequence[Portion], image_size: int, names: tuple[str, ...]
-) -> Iterator[Columns]:
-    """The rows of the portions, one row group of a file at a time."""
-    if not portions:
-        return
+) -> Generator[Columns, None, None]:
+    """The rows of the portions in order, one row group at a time; portions are read in turn."""
     # Asking for one row group too many could hang: the dummy pool may then wait for ever for its
     # ventilator. So the footers say how many there are.
-    group_sizes = [_row_group_sizes(portion.file) for portion in portions]
+    groups = [(portion, _row_group_sizes(portion)) for portion in portions]
+    shares = [groups[start::READERS] for start in range(min(READERS, len(groups)))]
+    with ExitStack() as readers:
+        ahead = [_read_ahead(_row_groups(s, image_size, names), ROW_GROUPS_AHEAD) for s in shares]
+        for reader in ahead:
+            readers.enter_context(closing(reader))
+        for place, (_, sizes) in enumerate(groups):
+            yield from islice(ahead[place % READERS], len(sizes))
+
+
+def _row_groups(
+    groups: Sequence[tuple[Portion, list[int]]], image_size: int, names: tuple[str, ...]
+) -> Generator[Columns, None, None]:
+    """The rows of portions, one row group of a file at a time."""
     _silence_petastorm()
     # Petastorm takes expressions, and would warn of a name that only begins another one.
     with make_batch_reader(
-        [_url(portion.file.path) for portion in portions],
+        [_url(portion.file.path) for portion, _ in groups],
         schema_fields=[f"{name}$" for name in names],
         reader_pool_type="dummy",  # in this thread; the thread pool loses rows in some versions
         shuffle_row_groups=False,
         num_epochs=1,
     ) as reader:
-        for portion, sizes in zip(portions, group_sizes, strict=True):
+        for portion, sizes in groups:
             start = 0
             for num_rows in sizes:
                 wanted = slice(max(portion.first - start, 0), max(portion.last - start, 0))
@@ -269,20 +330,22 @@ def _row_groups(
                     raise ReadFailed(f"{portion.file.path}: {error}") from error
                 yield _checked(portion.file.path, rows, wanted, num_rows, image_size)
                 start += num_rows
-                if start >= portion.last:
-                    break
 
 
-def _row_group_sizes(file: RowFile) -> list[int]:
+def _row_group_sizes(portion: Portion) -> list[int]:
+    """Rows of the row groups of a file, up to the last that the portion touches."""
+    path, num_rows = portion.file
     try:
-        footer = pq.read_metadata(file.path)
+        footer = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise ReadFailed(f"{file.path}: {error}") from error
-    if footer.num_rows != file.num_rows:
+        raise ReadFailed(f"{path}: {error}") from error
+    if footer.num_rows != num_rows:
         raise ReadFailed(
-            f"{file.path}: holds {footer.num_rows} rows where the table's log says {file.num_rows}"
+            f"{path}: holds {footer.num_rows} rows where the table's log says {num_rows}"
         )
-    return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    starts = accumulate(sizes, initial=0)
+    return [size for size, start in zip(sizes, starts, strict=False) if start < portion.last]
 
 
 def _checked(

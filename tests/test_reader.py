@@ -176,6 +176,41 @@ def test_small_windows_still_give_every_row_once(
     assert [len(batch.labels) for batch in batches] == plan.batch_sizes
 
 
+@pytest.mark.parametrize("skip", [1, 3, 4])
+def test_batches_after_skipped_ones_are_the_same_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip: int
+) -> None:
+    monkeypatch.setattr(reader, "WINDOW_BYTES", 7 * SIZE * SIZE)
+    (plan,) = train_plans(write_files(tmp_path, [5, 5, 5, 5, 3]), world=1)
+    rest = [*read_batches(plan, image_size=SIZE, columns=["image_id"], skip=skip)]
+    assert [ids_of([batch]) for batch in rest] == [ids_of([batch]) for batch in read(plan)[skip:]]
+
+
+def test_class_weights_change_the_shares_of_what_is_given_out(tmp_path: Path) -> None:
+    files = write_files(tmp_path, [400, 500])
+    weights = (8.0, 1.0, 0.01, *[1.0] * 6)
+    plan = plan_training(
+        files, batch_size=30, seed=1, epoch=0, rank=0, world=1, class_weights=weights
+    )
+    labels = np.concatenate([batch.labels for batch in read(plan)])
+    shares = np.bincount(labels, minlength=9) / len(labels)
+    assert len(labels) == 900
+    assert np.allclose(shares, np.array(weights) / sum(weights), atol=0.05)
+
+
+def test_rows_that_wait_for_the_next_window_are_not_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "WINDOW_BYTES", 9 * SIZE * SIZE)
+    files = write_files(tmp_path, [9] * 200)
+    weights = (1.0, *[0.25] * 8)
+    plan = plan_training(
+        files, batch_size=8, seed=1, epoch=0, rank=0, world=1, class_weights=weights
+    )
+    labels = np.concatenate([batch.labels for batch in read(plan)])
+    assert abs((labels == 0).mean() - 1 / 3) < 0.03
+
+
 def test_a_broken_file_ends_the_reading_with_its_cause_and_no_thread(tmp_path: Path) -> None:
     files = write_files(tmp_path, [300, 300])
     path = Path(files[1].path)
