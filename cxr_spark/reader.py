@@ -361,10 +361,11 @@ def _checked(
     if rows["label_index"].dtype.kind != "i":
         raise ReadFailed(f"{path}: a label_index is null")
     images = rows["pixels"][wanted]
-    sizes = {len(image) if image is not None else 0 for image in images} - {image_size**2}
-    if sizes:
+    nulls = np.equal(images, None)
+    sizes = set(map(len, np.where(nulls, b"", images) if nulls.any() else images))
+    if sizes - {image_size**2}:
         raise ReadFailed(
-            f"{path}: pixels of {sorted(sizes)} bytes, expected {image_size} x {image_size}"
+            f"{path}: pixels of {sorted(sizes - {image_size**2})} bytes, expected {image_size} x {image_size}"
         )
     stacked = np.frombuffer(b"".join(images), np.uint8).reshape(-1, 1, image_size, image_size)
     return {name: column[wanted] for name, column in rows.items()} | {"pixels": stacked}

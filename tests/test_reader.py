@@ -1,5 +1,6 @@
 """Readers give every row exactly once, in equal batches, shuffled by seed, and fail loudly."""
 
+import resource
 import threading
 import warnings
 from collections import Counter
@@ -13,6 +14,8 @@ import pytest
 
 from cxr_spark import reader
 from cxr_spark.reader import RowFile, plan_evaluation, plan_training, read_batches
+from cxr_spark.tables import Warehouse
+from tests.conftest import Chain
 
 SIZE = 8
 
@@ -163,6 +166,45 @@ def test_shuffling_mixes_the_rows_of_files(tmp_path: Path) -> None:
     for batch in batches:
         files_of_rows = {int(i.removeprefix("nih:")) // 40 for i in batch.columns["image_id"]}
         assert len(files_of_rows) >= 3
+
+
+def _mean_run(labels: np.ndarray) -> float:
+    return len(labels) / (1 + np.count_nonzero(np.diff(labels)))
+
+
+def _mean_distinct(labels: np.ndarray, size: int) -> float:
+    whole = len(labels) // size * size
+    return float(np.mean([len(set(batch)) for batch in labels[:whole].reshape(-1, size)]))
+
+
+def test_the_order_of_labels_is_as_random_as_a_perfect_shuffle(chain: Chain) -> None:
+    version = chain.curate["versions"]["images"]
+    files = [
+        RowFile(file.path, file.num_rows)
+        for file in Warehouse(chain.warehouse).files("images", version)
+        if file.partition["split"] == "train"
+    ]
+    epochs = []
+    for epoch in range(20):
+        plan = plan_training(files, batch_size=8, seed=0, epoch=epoch, rank=0, world=1)
+        batches = read_batches(plan, image_size=64)
+        epochs.append(np.concatenate([batch.labels for batch in batches]))
+    rng = np.random.default_rng(0)
+    perfect = [rng.permutation(epochs[0]) for _ in range(400)]
+    for figure in (_mean_run, lambda labels: _mean_distinct(labels, 8)):
+        found, ideal = (float(np.mean([figure(e) for e in order])) for order in (epochs, perfect))
+        assert found == pytest.approx(ideal, rel=0.1)
+
+
+def test_memory_stays_flat_over_twenty_epochs(tmp_path: Path) -> None:
+    files = [write_file(tmp_path / f"{n}.parquet", range(2_000)) for n in range(8)]
+    resident = []
+    for epoch in range(20):
+        plan = plan_training(files, batch_size=100, seed=0, epoch=epoch, rank=0, world=1)
+        assert sum(len(batch.labels) for batch in read_batches(plan, image_size=SIZE)) == 16_000
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * resource.getpagesize())
+    assert resident[-1] - resident[4] < 8 << 20  # of 1 MB of pixels kept an epoch, 15 MB
 
 
 def test_small_windows_still_give_every_row_once(
