@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,19 +53,25 @@ def make(images: int, folder: str | None) -> Path:
                 "pixels": pa.array([next(variants).tobytes() for _ in numbers], pa.binary()),
             }
         )
-        pq.write_table(
-            table, root / "unfinished" / f"part-{start:06}.parquet", "2.6", False, "zstd"
-        )
+        path = root / "unfinished" / f"part-{start:06}.parquet"
+        pq.write_table(table, path, compression="zstd", use_dictionary=False)
     (root / "unfinished").rename(root / "parquet")
     return root
 
 
-def arrays(root: Path) -> Any:
-    """(SIDE, SIDE) uint8 image and its class, one after the other."""
+def samples(path: str) -> Iterator[dict[str, Any]]:
+    """The images of a Parquet file, (1, SIDE, SIDE) uint8, and their classes, as peers hold them."""
+    table = pq.read_table(path, columns=["pixels", "label_index"])
+    for pixels, label in zip(*table.to_pydict().values(), strict=True):
+        image = np.frombuffer(pixels, np.uint8).reshape(1, SIDE, SIDE)
+        yield {"image": torch.from_numpy(image.copy()), "label": label}
+
+
+def arrays(root: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """The images of all files."""
     for path in sorted((root / "parquet").iterdir()):
-        table = pq.read_table(path, columns=["pixels", "label_index"])
-        for pixels, label in zip(*table.to_pydict().values(), strict=True):
-            yield np.frombuffer(pixels, np.uint8).reshape(1, SIDE, SIDE), label
+        for sample in samples(str(path)):
+            yield sample["image"].numpy(), sample["label"]
 
 
 def ours(root: Path) -> Callable[[int], int]:
@@ -162,13 +168,15 @@ def files(root: Path) -> Callable[[int], int]:
 
 def to_litdata(root: Path) -> None:
     """Convert for LitData."""
-    from litdata.streaming import BinaryWriter  # what optimize() writes with, in this process
+    import litdata
 
-    writer = BinaryWriter(str(root / "litdata"), chunk_bytes="64MB")
-    for number, (image, label) in enumerate(arrays(root)):
-        writer[number] = {"image": torch.from_numpy(image.copy()), "label": label}
-    writer.done()
-    writer.merge()
+    litdata.optimize(
+        fn=samples,
+        inputs=[str(path) for path in sorted((root / "parquet").iterdir())],
+        output_dir=str(root / "litdata"),
+        chunk_bytes="64MB",
+        num_workers=1,
+    )
 
 
 def to_streaming(root: Path) -> None:

@@ -7,18 +7,20 @@ ranks there are, and a rank opens only the files that its range touches.
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import accumulate, chain, islice, pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from petastorm import make_batch_reader
+from petastorm.workers_pool import EmptyResultError
 
 # Rows are permuted within a window of this many bytes of pixels; a rank holds about two of them.
 WINDOW_BYTES = 64 << 20
@@ -320,12 +322,13 @@ def _row_groups(
         shuffle_row_groups=False,
         num_epochs=1,
     ) as reader:
+        reader._results_queue_reader = ArrowTables()
         for portion, sizes in groups:
             start = 0
             for num_rows in sizes:
                 wanted = slice(max(portion.first - start, 0), max(portion.last - start, 0))
                 try:
-                    rows = next(reader)._asdict()
+                    rows = next(reader)
                 except (pa.ArrowException, OSError) as error:
                     raise ReadFailed(f"{portion.file.path}: {error}") from error
                 yield _checked(portion.file.path, rows, wanted, num_rows, image_size)
@@ -348,27 +351,47 @@ def _row_group_sizes(portion: Portion) -> list[int]:
     return [size for size, start in zip(sizes, starts, strict=False) if start < portion.last]
 
 
-def _checked(
-    path: str, rows: Mapping[str, NDArray], wanted: slice, num_rows: int, image_size: int
-) -> Columns:
-    """The wanted rows of a row group, pixels as one (n, 1, S, S) uint8 array.
+class ArrowTables:
+    """Row groups as petastorm's worker reads them, pixels in one buffer.
+
+    Its own `ArrowReaderWorkerResultsQueueReader` makes a Python object of each image.
+    """
+
+    batched_output = True
+
+    def read_next(self, workers_pool: Any, schema: Any, ngram: Any) -> pa.Table:
+        """The next row group.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        try:
+            return workers_pool.get_results()
+        except EmptyResultError as error:
+            raise StopIteration from error
+
+
+def _checked(path: str, table: pa.Table, wanted: slice, num_rows: int, image_size: int) -> Columns:
+    """The wanted rows of a row group, pixels as one (n, 1, S, S) uint8 array in its memory.
 
     Raises:
         ReadFailed: columns of different lengths, a null, or pixels of another size.
     """
-    if {len(column) for column in rows.values()} != {num_rows}:
+    columns = dict(zip(table.column_names, table.combine_chunks().columns, strict=True))
+    if {len(column) for column in columns.values()} != {num_rows}:
         raise ReadFailed(f"{path}: columns of a row group differ in length")
-    if rows["label_index"].dtype.kind != "i":
+    if columns["label_index"].null_count:
         raise ReadFailed(f"{path}: a label_index is null")
-    images = rows["pixels"][wanted]
-    nulls = np.equal(images, None)
-    sizes = set(map(len, np.where(nulls, b"", images) if nulls.any() else images))
-    if sizes - {image_size**2}:
-        raise ReadFailed(
-            f"{path}: pixels of {sorted(sizes - {image_size**2})} bytes, expected {image_size} x {image_size}"
-        )
-    stacked = np.frombuffer(b"".join(images), np.uint8).reshape(-1, 1, image_size, image_size)
-    return {name: column[wanted] for name, column in rows.items()} | {"pixels": stacked}
+    pixels = columns.pop("pixels").chunk(0)
+    lengths = pc.fill_null(pc.binary_length(pixels), 0).to_numpy()
+    if sizes := sorted(set(np.unique(lengths).tolist()) - {image_size**2}):
+        raise ReadFailed(f"{path}: pixels of {sizes} bytes, expected {image_size} x {image_size}")
+    _, offsets, values = pixels.buffers()
+    first = np.frombuffer(offsets, np.int32)[pixels.offset] if values else 0
+    images = np.frombuffer(values or b"", np.uint8)[first : first + num_rows * image_size**2]
+    rows = {name: column.to_numpy() for name, column in columns.items()}
+    rows["pixels"] = images.reshape(-1, 1, image_size, image_size)
+    return {name: column[wanted] for name, column in rows.items()}
 
 
 def _url(path: str) -> str:
