@@ -1,8 +1,7 @@
 """images_raw and pixels to images and rejects: what changes is staged, audited and committed."""
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -11,24 +10,12 @@ import cxr_spark
 from cxr_spark import commits, delta, expectations, ledger, staging, tables
 from cxr_spark.images import Preprocessing
 from cxr_spark.near_duplicates import near_pairs
+from cxr_spark.run import Run
 from cxr_spark.selection import Policy, curate_files
 from cxr_spark.splits import SPLITS
 from cxr_spark.tables import CurateRun, Warehouse
 
 PAIR = ("content_sha256", "other_sha256")
-
-
-class Progress(Protocol):
-    """The part of a job's run that this stage uses."""
-
-    run_id: str
-    started_at: datetime
-    counts: dict[str, int | float]
-    outputs: dict[str, object]
-    resolved: dict[str, str]
-    versions_written: dict[str, int]
-
-    def say(self, text: str) -> None: ...
 
 
 class Change(NamedTuple):
@@ -49,7 +36,7 @@ def curate(
     images_raw: Change,
     preprocessing: Preprocessing,
     policy: Policy,
-    run: Progress,
+    run: Run,
     *,
     afresh: bool = False,
     strict: bool = False,
@@ -91,15 +78,13 @@ def curate(
     _commit(warehouse, changes, run, strict=strict)
 
 
-def _is_as_before(before: CurateRun, run: Progress) -> bool:
+def _is_as_before(before: CurateRun, run: Run) -> bool:
     """Whether the same version of cxr_spark was asked to curate by the same rules."""
     same_rules = all(before.arguments.get(name) == text for name, text in run.resolved.items())
     return same_rules and before.package_version == cxr_spark.__version__
 
 
-def _commit(
-    warehouse: Warehouse, changes: Mapping[str, Change], run: Progress, *, strict: bool
-) -> None:
+def _commit(warehouse: Warehouse, changes: Mapping[str, Change], run: Run, *, strict: bool) -> None:
     staged = {name: change.staged for name, change in changes.items() if change.staged is not None}
     if staged:
         run.say(f"auditing {', '.join(staged)} before they are published")
@@ -127,7 +112,7 @@ def _change_near_duplicates(
     images_raw: DataFrame,
     preprocessing: Preprocessing,
     before: CurateRun | None,
-    run: Progress,
+    run: Run,
 ) -> Change:
     """Compare contents that nobody has compared yet with all; forget pairs of what has gone."""
     readable = images_raw.where("reason IS NULL").select("content_sha256").distinct().persist()
@@ -169,7 +154,7 @@ def _recorded_splits(
     warehouse: Warehouse,
     policy: Policy,
     before: CurateRun | None,
-    run: Progress,
+    run: Run,
 ) -> DataFrame:
     """The images published before, if their splits were drawn by the rule that counts now."""
     if before is None:
@@ -180,7 +165,7 @@ def _recorded_splits(
     return warehouse.read(spark, "images", before.versions["images"])
 
 
-def _tell_moves(images: DataFrame, run: Progress) -> None:
+def _tell_moves(images: DataFrame, run: Run) -> None:
     """Say which images had to change their split, as groups may not straddle two."""
     moved = images.where("recorded_split <> split").groupBy("recorded_split", "split").count()
     rows = moved.orderBy("recorded_split", "split").collect()
@@ -273,7 +258,7 @@ def _by_split(files: Mapping[str, int]) -> Column:
 
 
 def _change_rejects(
-    spark: SparkSession, warehouse: Warehouse, rejects: DataFrame, run: Progress
+    spark: SparkSession, warehouse: Warehouse, rejects: DataFrame, run: Run
 ) -> Change:
     version = warehouse.published().get("rejects")
     if version is not None:

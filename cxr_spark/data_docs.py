@@ -4,20 +4,13 @@ import copy
 import html
 import shutil
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import cxr_spark
+from cxr_spark.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-class Run(Protocol):
-    """The part of a job's run that the pages name."""
-
-    run_id: str
-    started_at: datetime
 
 
 class Failure(Protocol):

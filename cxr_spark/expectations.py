@@ -3,15 +3,15 @@
 import json
 import os
 from collections.abc import Mapping
-from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
 
 from cxr_spark import data_docs
 from cxr_spark.data_docs import Table
+from cxr_spark.run import Run
 
 # Nothing phones home; the library reads this when it is imported.
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
@@ -20,17 +20,6 @@ HARD = "critical"
 KEYS_SHOWN = 5
 # These ask every row, and where they pass no row is unexpected. The others have a value to show.
 OF_ROWS = ("expect_column_values_", "expect_column_pair_values_")
-
-
-class Voice(Protocol):
-    """The part of a job's run that the audit speaks through."""
-
-    run_id: str
-    started_at: datetime
-    counts: dict[str, int | float]
-    outputs: dict[str, Any]
-
-    def say(self, text: str) -> None: ...
 
 
 class Failure(NamedTuple):
@@ -78,9 +67,7 @@ def laws(name: str, frame: DataFrame) -> DataFrame:
     return frame.selectExpr("*", *columns)
 
 
-def audit(
-    frames: Mapping[str, DataFrame], voice: Voice, docs: Path, *, strict: bool = False
-) -> None:
+def audit(frames: Mapping[str, DataFrame], voice: Run, docs: Path, *, strict: bool = False) -> None:
     """Check each frame against the suite of its name, say what fails, and write the Data Docs.
 
     Args:
@@ -101,7 +88,7 @@ def validate(frames: Mapping[str, DataFrame]) -> list[Table]:
     return [_validate(source, name, frame) for name, frame in frames.items()]
 
 
-def conclude(tables: list[Table], voice: Voice, docs: Path, *, strict: bool = False) -> None:
+def conclude(tables: list[Table], voice: Run, docs: Path, *, strict: bool = False) -> None:
     """Say what failed, write the Data Docs and refuse if need be; arguments as of `audit`."""
     failures = [failure for table in tables for failure in _failures(table)]
     for failure in failures:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ from cxr_spark import commits, delta, isolation, staging, tables
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
 from cxr_spark.manifest import list_manifest
+from cxr_spark.run import Run
 from cxr_spark.sources import ListedFile, list_source
 from cxr_spark.tables import Warehouse
 
@@ -40,18 +41,6 @@ OF_THE_FILE = ("patient_id", "view", "sex", "age_years")
 WHY = ("reason", "detail")
 # Of pixels, what the driver knows of each content.
 NARROW = (*SAME_FILE, "content_sha256", "preprocessing", *FACTS, *OF_THE_FILE, *WHY)
-
-
-class Progress(Protocol):
-    """The part of a job's run that stages use."""
-
-    run_id: str
-    counts: dict[str, int | float]
-    versions_read: dict[str, int]
-    versions_written: dict[str, int]
-
-    def say(self, text: str) -> None: ...
-    def progress(self, done: int, total: int, unit: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def ingest(
     warehouse: Warehouse,
     listed: list[ListedFile],
     reading: Reading,
-    run: Progress,
+    run: Run,
 ) -> Ingested:
     """Bring images_raw and pixels up to date with what is listed.
 
@@ -188,7 +177,7 @@ def _file_keys(files: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(size, moment, files["image_id"], " ")
 
 
-def _count_changes(files: pa.Table, published: pa.Table, pending: pa.Table, run: Progress) -> None:
+def _count_changes(files: pa.Table, published: pa.Table, pending: pa.Table, run: Run) -> None:
     stay = pc.sum(pc.is_in(published["image_id"], files["image_id"].combine_chunks())).as_py()
     vanished = len(published) - (stay or 0)
     run.counts |= {"listed": len(files), "decoded": len(pending), "vanished": vanished}
@@ -204,7 +193,7 @@ def _decode_in_pieces(
     pending: pa.Table,
     decoded: pa.Table,
     reading: Reading,
-    run: Progress,
+    run: Run,
 ) -> pa.Table:
     """Decode and commit piece by piece; the files read and what was found, columns `NARROW`."""
     there = decoded["content_sha256"].combine_chunks()

@@ -1,4 +1,4 @@
-"""What all jobs share: options, run record, summary line, exit code, signals, lock.
+"""What all jobs share: options, run record, summary line, closing words, exit code, signals.
 
 A job prints words and progress to stderr and one JSON object as the last line of stdout, on
 failure too. Its exit code says how it ended: see `EXIT_CODES`.
@@ -6,23 +6,21 @@ failure too. Its exit code says how it ended: see `EXIT_CODES`.
 
 import argparse
 import contextlib
-import fcntl
 import json
 import math
 import os
 import signal
 import sys
-import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import cxr_spark
 from cxr_spark import storage
+from cxr_spark.run import Busy, InputError, Run, Stopped
+from cxr_spark.session import LOG_LEVEL
 from cxr_spark.tables import Warehouse
 
 EXIT_CODES = {
@@ -35,149 +33,28 @@ EXIT_CODES = {
     "busy": 5,  # another run holds the lock
 }
 UNRECORDED = {"invalid", "busy"}
-PROGRESS_SECONDS = 2.0
+VOICE = {"quiet", "verbose"}  # options that change nothing but what is said
 EPILOG = """Exit codes: 0 finished, or stopped by SIGTERM or --max-runtime, 1 failed, 2 bad input,
 3 the audit refused, 4 drift, 5 busy. The last line of stdout is the summary as one JSON
 object."""
 
 
-class InputError(ValueError):
-    """An argument that can't be used; nothing has been changed."""
-
-
-class Busy(RuntimeError):
-    """Another run holds the lock."""
-
-
-class Stopped(BaseException):
-    """SIGTERM came, or the time is up; not an Exception, so that no handler swallows it."""
-
-
-class Run:
-    """One run of a job: what it is, what it counted, which versions it read and wrote."""
-
-    def __init__(self, job: str) -> None:
-        self.job = job
-        self.started_at = datetime.now(UTC)
-        self.run_id = f"{job}-{self.started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-        self.counts: dict[str, int | float] = {}
-        self.versions_read: dict[str, int] = {}
-        self.versions_written: dict[str, int] = {}
-        self.outputs: dict[str, Any] = {}
-        # Options as they were understood, recorded with the arguments.
-        self.resolved: dict[str, str] = {}
-        self.extra: dict[str, Any] = {}
-        self.status = "finished"
-        self.max_runtime: float | None = None
-        self._began = time.monotonic()
-        self._waits_for_safe_point = False
-        self._sigterm_came = False
-        self._locks = contextlib.ExitStack()
-        self._progress_at = 0.0
-        self._progress_from: tuple[float, int] | None = None
-
-    def say(self, text: str) -> None:
-        """A line of words on stderr."""
-        print(f"[{self.job}] {text}", file=sys.stderr, flush=True)
-
-    @property
-    def seconds_left(self) -> float:
-        """Until `--max-runtime` is over, counted from the run's start; infinite without one."""
-        if self.max_runtime is None:
-            return math.inf
-        return self.max_runtime - (time.monotonic() - self._began)
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why the run should end at its next safe point; None: it should go on."""
-        if self._sigterm_came:
-            return "stopped by SIGTERM"
-        return "stopped, as --max-runtime is over" if self.seconds_left <= 0 else None
-
-    @contextlib.contextmanager
-    def safe_points(self) -> Iterator[None]:
-        """Within it SIGTERM interrupts nothing: `end_if_stopped` is called where it may end."""
-        self._waits_for_safe_point = True
-        try:
-            yield
-        finally:
-            self._waits_for_safe_point = False
-
-    def end_if_stopped(self) -> None:
-        """A safe point: nothing is half done here.
-
-        Raises:
-            Stopped: SIGTERM has come, or `--max-runtime` is over.
-        """
-        if self.stop_reason is not None:
-            raise Stopped(self.stop_reason)
-
-    def sigterm(self) -> None:
-        """SIGTERM has come: end at once, or at the next safe point.
-
-        Raises:
-            Stopped: outside of `safe_points`.
-        """
-        self._sigterm_came = True
-        if not self._waits_for_safe_point:
-            raise Stopped("stopped by SIGTERM")
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        """A line with rate and time left on stderr, at most one in two seconds."""
-        now = time.monotonic()
-        if self._progress_from is None or done < self._progress_from[1]:
-            self._progress_from = (now, done)
-        if done < total and now - self._progress_at < PROGRESS_SECONDS:
-            return
-        self._progress_at = now
-        began, first = self._progress_from
-        rate = (done - first) / (now - began) if now > began else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        pace = f", {rate:.1f} {unit}/s" if rate > 0 else ""
-        self.say(f"{done:,} of {total:,} {unit}{pace}{left}")
-        if done >= total:
-            self._progress_from = None
-
-    def lock(self, folder: str | Path, name: str) -> None:
-        """Hold `<folder>/.locks/<name>` until the run is recorded; the system frees a dead one's.
-
-        Raises:
-            Busy: another run holds it.
-            InputError: the folder can't be made or written to.
-        """
-        place = Path(folder) / ".locks"
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            file = self._locks.enter_context((place / name).open("a+"))
-        except OSError as error:
-            raise InputError(f"{folder}: not a folder to write to: {error.strerror}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another run"
-            raise Busy(f"{holder} is at work on {folder} ({name}); try again later") from None
-        file.truncate(0)
-        file.write(self.run_id)
-        file.flush()
-
-    def release(self) -> None:
-        """Free the locks."""
-        self._locks.close()
-
-
 def parser(job: str, description: str, examples: str = "") -> argparse.ArgumentParser:
     """A parser whose errors end like every other failure: one clear line, the summary, exit 2."""
-    return _Parser(
+    options = _Parser(
         prog=f"{job}.py",
         description=description,
         epilog=f"{examples}\n\n{EPILOG}".strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    voice = options.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no words, only what goes wrong")
+    voice.add_argument("--verbose", action="store_true", help="also Spark's own log, on stderr")
+    return options
 
 
-def add_max_runtime(options: argparse.ArgumentParser, words: str) -> None:
+def add_max_runtime(options: argparse._ActionsContainer, words: str) -> None:
     """Add `--max-runtime` to a job that has safe points, or that fits itself into the time."""
     options.add_argument("--max-runtime", type=_seconds, metavar="SECONDS", help=words)
 
@@ -220,6 +97,9 @@ def start(
     try:
         options = options_parser.parse_args()
         run.max_runtime = getattr(options, "max_runtime", None)
+        run.quiet = options.quiet
+        if options.verbose:
+            os.environ[LOG_LEVEL] = "info"
     except InputError as raised:
         run.status, error = _outcome(raised)
     with _summary_stream(prints_result) as summary_stream:
@@ -237,10 +117,22 @@ def start(
         if records and run.status not in UNRECORDED:
             run.status, error = record(run, options, error, finished_at)
         run.release()
+        if not prints_result and run.status in ("finished", "drift"):
+            _tell_results(run, finished_at)
         if not (prints_result and run.status == "finished"):
             summary = _summary(run, error, finished_at)
             print(json.dumps(summary, default=str), file=summary_stream, flush=True)
     sys.exit(EXIT_CODES[run.status])
+
+
+def _tell_results(run: Run, finished_at: datetime) -> None:
+    """What a person wants to know at the end: where things are, and what to run next."""
+    run.say(f"{run.status} in {(finished_at - run.started_at).total_seconds():.0f} s")
+    rows = [(name, value) for name, value in run.outputs.items() if isinstance(value, str | float)]
+    rows += [("next", command) for command in run.next_steps]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        run.say(f"  {name:{width}}  {value if isinstance(value, str) else format(value, '.4g')}")
 
 
 def _stop(run: Run, signum: int, frame: object) -> None:
@@ -288,7 +180,12 @@ def record(
     row = {
         "run_id": run.run_id,
         "job": run.job,
-        "arguments": {k: str(v) for k, v in vars(options).items() if v is not None} | run.resolved,
+        "arguments": {
+            name: str(value)
+            for name, value in vars(options).items()
+            if value is not None and name not in VOICE
+        }
+        | run.resolved,
         "status": run.status,
         "exit_code": EXIT_CODES[run.status],
         "started_at": run.started_at,

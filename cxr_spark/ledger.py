@@ -1,26 +1,18 @@
 """The ledger of a curate run, source by rule: files listed, minus each rule in turn, are images."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from cxr_spark.reasons import REASONS
+from cxr_spark.run import Run
 from cxr_spark.splits import SPLITS
 
 WITHOUT_PATIENT = "without_patient"
 # Lines of the ledger in their order; those of the splits divide the images once more.
 RULES = ("listed", *REASONS, "images", *SPLITS)
-
-
-class Progress(Protocol):
-    """The part of a job's run that the ledger is kept in."""
-
-    counts: dict[str, int | float]
-    outputs: dict[str, object]
-
-    def say(self, text: str) -> None: ...
 
 
 class Line(NamedTuple):
@@ -48,7 +40,7 @@ def accounts(images_raw: DataFrame, images: DataFrame, rejects: DataFrame) -> Da
     )
 
 
-def count(images_raw: DataFrame, images: DataFrame, rejects: DataFrame, run: Progress) -> None:
+def count(images_raw: DataFrame, images: DataFrame, rejects: DataFrame, run: Run) -> None:
     """Put the ledger into the counts of a run, as `source.rule`."""
     listed = images_raw.groupBy("source").count().orderBy("source").collect()
     refused = rejects.groupBy("source", "reason").count().orderBy("source", "reason").collect()
@@ -93,7 +85,7 @@ def _sources(counts: Mapping[str, float]) -> list[str]:
     return [name.removesuffix(".listed") for name in counts if name.endswith(".listed")]
 
 
-def say(run: Progress) -> None:
+def say(run: Run) -> None:
     """Print the ledger as a table, and what can't be known of the sources."""
     table = [("", *_sources(run.counts), "total")]
     for line in lines(run.counts):

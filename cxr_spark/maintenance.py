@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from deltalake import ColumnProperties, CommitProperties, WriterProperties
 from deltalake.exceptions import CommitFailedError
@@ -20,6 +20,7 @@ from pyspark.sql import types as T
 from cxr_spark import delta, retention, tables
 from cxr_spark.commits import KEEP_THE_LOG
 from cxr_spark.retention import DamagedTable, History, StoredFile
+from cxr_spark.run import Run
 from cxr_spark.tables import TABLES, Warehouse
 
 LEAST_RETAIN_HOURS = 24
@@ -41,19 +42,6 @@ class NothingToMaintain(ValueError):
 
 class RetentionTooShort(ValueError):
     """Readers hold no lock: only the retention keeps the files that they are reading."""
-
-
-class Progress(Protocol):
-    """The part of a job's run that this stage uses."""
-
-    run_id: str
-    counts: dict[str, int | float]
-    outputs: dict[str, Any]
-    versions_written: dict[str, int]
-
-    def say(self, text: str) -> None: ...
-    def lock(self, folder: str | Path, name: str) -> None: ...
-    def progress(self, done: int, total: int, unit: str) -> None: ...
 
 
 class Plan(NamedTuple):
@@ -80,9 +68,7 @@ class Plan(NamedTuple):
     needs_checkpoint: bool
 
 
-def maintain(
-    warehouse: Warehouse, run: Progress, *, retain_hours: int, dry_run: bool = False
-) -> None:
+def maintain(warehouse: Warehouse, run: Run, *, retain_hours: int, dry_run: bool = False) -> None:
     """Remove files that nothing needs, merge small ones, write checkpoints; or say what would be.
 
     Args:
@@ -123,7 +109,7 @@ def maintain(
             run.counts["checkpoints"] += 1
 
 
-def _plans(warehouse: Warehouse, names: list[str], retain_hours: int, run: Progress) -> list[Plan]:
+def _plans(warehouse: Warehouse, names: list[str], retain_hours: int, run: Run) -> list[Plan]:
     """A plan for each table.
 
     Files are listed first, then the jobs at work, then the logs: whoever wrote a file that is
@@ -168,7 +154,7 @@ def _plan(
     named: Mapping[int, str],
     listed: tuple[list[StoredFile], list[StoredFile]],
     cutoff: float,
-    run: Progress,
+    run: Run,
 ) -> Plan:
     table, (files, folders) = warehouse.path(name), listed
     # Once more: the newest version may be younger than the list of files.
@@ -212,7 +198,7 @@ def _small_files(table: str, sizes: Mapping[str, int]) -> dict[str | None, int]:
     return {value: number for value, number in numbers.items() if number >= FEWEST_SMALL_FILES}
 
 
-def _tell(plan: Plan, run: Progress) -> None:
+def _tell(plan: Plan, run: Run) -> None:
     """Say and count what is to be done with a table."""
     amounts: dict[str, int] = {
         "lost_versions": len(plan.lost),
@@ -246,7 +232,7 @@ def _amount(files: list[StoredFile]) -> str:
     return f"{len(files):,} files ({sum(file.size_bytes for file in files) / 1e6:,.1f} MB)"
 
 
-def _remove(plans: list[Plan], run: Progress) -> None:
+def _remove(plans: list[Plan], run: Run) -> None:
     files = [file for plan in plans for file in (*plan.old, *plan.orphans)]
     for done, file in enumerate(files, start=1):
         Path(file.path).unlink(missing_ok=True)
@@ -270,7 +256,7 @@ def _keep_whole_log(table: str) -> None:
         target.alter.set_table_properties(KEEP_THE_LOG)
 
 
-def _merge(table: str, plan: Plan, run: Progress) -> None:
+def _merge(table: str, plan: Plan, run: Run) -> None:
     """Write small files anew as fewer in one commit that changes no row."""
     contract = tables.contract(plan.table)
     blobs = [field.name for field in contract.schema if isinstance(field.dataType, T.BinaryType)]

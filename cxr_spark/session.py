@@ -5,6 +5,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import resources
+from pathlib import Path
 
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
@@ -32,6 +34,9 @@ SETTINGS = {
 }
 # In local mode nothing needs to be reached from another machine.
 LOOPBACK = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+# The environment variable that says how much of its own log Spark shows on stderr.
+LOG_LEVEL = "CXR_SPARK_LOG_LEVEL"
+LOG_SETTINGS = Path(str(resources.files("cxr_spark.conf"))) / "log4j2.properties"
 GIBIBYTE = 1 << 30
 WATCH_SECONDS = 10.0
 
@@ -85,6 +90,9 @@ def _start(app_name: str) -> SparkSession:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        # By this variable, as spark.driver.extraJavaOptions may be the user's; it splits at spaces.
+        if LOG_SETTINGS.is_file() and " " not in str(LOG_SETTINGS):
+            os.environ.setdefault("SPARK_SUBMIT_OPTS", f"-Dlog4j2.configurationFile={LOG_SETTINGS}")
         os.environ["PYSPARK_SUBMIT_ARGS"] = _submit_arguments()
     # Starting the JVM first makes the settings that the user gave visible before ours are added.
     SparkContext._ensure_initialized()
@@ -94,7 +102,7 @@ def _start(app_name: str) -> SparkSession:
         if not given.contains(name):
             builder = builder.config(name, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
+    spark.sparkContext.setLogLevel(os.environ.get(LOG_LEVEL, "error").upper())
     _warn_of_heap(spark)
     return spark
 
