@@ -60,7 +60,7 @@ def make(images: int, folder: str | None) -> Path:
 
 
 def samples(path: str) -> Iterator[dict[str, Any]]:
-    """The images of a Parquet file, (1, SIDE, SIDE) uint8, and their classes, as peers hold them."""
+    """(1, SIDE, SIDE) uint8 images of a Parquet file and their classes, as the peers hold them."""
     table = pq.read_table(path, columns=["pixels", "label_index"])
     for pixels, label in zip(*table.to_pydict().values(), strict=True):
         image = np.frombuffer(pixels, np.uint8).reshape(1, SIDE, SIDE)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError as DeltaRsError
+from deltalake.exceptions import TableNotFoundError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -45,7 +46,10 @@ class DataFile(NamedTuple):
 
 def version(table: str) -> int | None:
     """The newest version of the table, or None where there is no table."""
-    return DeltaTable(table).version() if DeltaTable.is_deltatable(table) else None
+    try:
+        return DeltaTable(table).version()
+    except TableNotFoundError:
+        return None
 
 
 def history(table: str) -> list[dict[str, Any]]:
@@ -113,10 +117,10 @@ def open_table(table: str, at_version: int | None = None) -> DeltaTable:
     Raises:
         NoSuchTable, NoSuchVersion, DeltaError: as `data_files`.
     """
-    if not DeltaTable.is_deltatable(table):
-        raise NoSuchTable(f"{table}: no Delta table there")
     try:
         snapshot = DeltaTable(table, version=at_version)
+    except TableNotFoundError as error:
+        raise NoSuchTable(f"{table}: no Delta table there") from error
     except DeltaRsError as error:
         if at_version is None:
             raise

@@ -5,8 +5,8 @@ parts, and reads all of them where a filter's value is only known once the query
 `WHERE model_version = (SELECT ...)`.
 """
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -68,7 +68,7 @@ def _folders(jvm: Any, files: Sequence[DataFile]) -> Any:
     rows: dict[tuple[str | None, ...], Any] = {}
     folders: dict[str, Any] = {}
     for file in files:
-        folder, values = str(Path(file.path).parent), tuple(file.partition.values())
+        folder, values = os.path.dirname(file.path), tuple(file.partition.values())
         if not values or folder in folders:
             continue
         if values not in rows:
