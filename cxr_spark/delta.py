@@ -6,11 +6,9 @@ never pass through the driver. What writes is in `staging` and `commits`.
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -19,11 +17,11 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError as DeltaRsError
 from deltalake.exceptions import TableNotFoundError
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cxr_spark import storage
-from cxr_spark.staging import DeltaError, Staged, StagedFile
+from cxr_spark.file_scan import DataFile, scan
+from cxr_spark.staging import DeltaError, Staged
 
 READABLE_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
 
@@ -34,14 +32,6 @@ class NoSuchTable(DeltaError):
 
 class NoSuchVersion(DeltaError):
     """The table has no such version, or its log no longer reaches it."""
-
-
-class DataFile(NamedTuple):
-    """A Parquet file of a snapshot: absolute path, rows, partition values as strings."""
-
-    path: str
-    num_rows: int
-    partition: dict[str, str | None]
 
 
 def version(table: str) -> int | None:
@@ -146,7 +136,7 @@ def read(
     spark: SparkSession, table: str, schema: T.StructType, at_version: int | None = None
 ) -> DataFrame:
     """One version of a table as a frame with the columns of `schema`."""
-    return read_files(spark, data_files(table, at_version), schema)
+    return scan(spark, data_files(table, at_version), schema)
 
 
 def table_schema(table: str, at_version: int | None = None) -> T.StructType:
@@ -160,7 +150,7 @@ def table_schema(table: str, at_version: int | None = None) -> T.StructType:
 
 def read_staged(spark: SparkSession, staged: Staged) -> DataFrame:
     """The staged files as a frame, before anybody else can see them."""
-    return read_files(spark, staged.files, staged.contract.schema)
+    return scan(spark, staged.files, staged.contract.schema)
 
 
 def read_arrow(table: str, schema: pa.Schema, at_version: int | None = None) -> pa.Table:
@@ -241,40 +231,6 @@ def _may_hold(file: Mapping[str, Any], where: Mapping[str, str]) -> bool:
         (file.get(f"min.{name}") or "") <= value <= (file.get(f"max.{name}") or value)
         for name, value in where.items()
     )
-
-
-def read_files(
-    spark: SparkSession, files: Iterable[DataFile | StagedFile], schema: T.StructType
-) -> DataFrame:
-    """Some of a table's files as a frame with the columns of `schema`."""
-    partitions: dict[tuple[tuple[str, str | None], ...], list[str]] = {}
-    for file in files:
-        partitions.setdefault(tuple(sorted(file.partition.items())), []).append(file.path)
-    if not partitions:
-        return spark.createDataFrame([], schema)
-    frames = [
-        _read_partition(spark, paths, dict(values), schema) for values, paths in partitions.items()
-    ]
-    return reduce(DataFrame.unionByName, frames).select(*_quoted(schema.names))
-
-
-def _read_partition(
-    spark: SparkSession, paths: list[str], values: Mapping[str, str | None], schema: T.StructType
-) -> DataFrame:
-    stored = T.StructType([field for field in schema if field.name not in values])
-    literals = [F.lit(v).cast(schema[name].dataType).alias(name) for name, v in values.items()]
-    places = [not_a_glob(storage.for_spark(path)) for path in paths]
-    frame = spark.read.schema(stored).parquet(*places)
-    return frame.select("*", *literals)
-
-
-def not_a_glob(path: str) -> str:
-    """A path as Spark takes it: what it would read as a pattern is escaped."""
-    return re.sub(r"([{}\[\]*?\\])", r"\\\1", path)
-
-
-def _quoted(names: Iterable[str]) -> list[str]:
-    return [f"`{name}`" for name in names]
 
 
 def spark_schema(target: DeltaTable) -> T.StructType:

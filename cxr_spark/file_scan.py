@@ -7,18 +7,30 @@ parts, and reads all of them where a filter's value is only known once the query
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cxr_spark.delta import DataFile
+from cxr_spark import storage
+from cxr_spark.staging import StagedFile
 
 
-def scan(spark: SparkSession, files: Sequence[DataFile], schema: T.StructType) -> DataFrame:
+class DataFile(NamedTuple):
+    """A Parquet file of a snapshot: absolute path, rows, partition values as strings."""
+
+    path: str
+    num_rows: int
+    partition: dict[str, str | None]
+
+
+def scan(
+    spark: SparkSession, files: Sequence[DataFile | StagedFile], schema: T.StructType
+) -> DataFrame:
     """Some of a table's files as a frame with the columns of `schema`.
 
-    Partition values come from the log, not from the names of folders. They are text.
+    Partition values come from the log, not from the names of folders.
     """
     if not files:
         return spark.createDataFrame([], schema)
@@ -30,13 +42,13 @@ def scan(spark: SparkSession, files: Sequence[DataFile], schema: T.StructType) -
         session.parseDataType(T.StructType(fields).json())
         for fields in (
             [field for field in schema if field.name not in partition_by],
-            [schema[name] for name in partition_by],
+            [T.StructField(name, T.StringType()) for name in partition_by],
         )
     )
     nothing, no_options = jvm.scala.Option.empty(), jvm.PythonUtils.toScalaMap({})
     index = sources.InMemoryFileIndex(
         session,
-        _paths(jvm, [file.path for file in files]),
+        _paths(jvm, [storage.for_spark(file.path) for file in files]),
         no_options,
         jvm.scala.Option.apply(stored),
         getattr(getattr(sources, "NoopCache$"), "MODULE$"),
@@ -48,7 +60,7 @@ def scan(spark: SparkSession, files: Sequence[DataFile], schema: T.StructType) -
         index, partitioned, stored, nothing, parquet, no_options, session
     )
     rows = DataFrame(session.baseRelationToDataFrame(relation), spark)
-    return rows.select(*[f"`{name}`" for name in schema.names])
+    return rows.select(*[F.col(f"`{f.name}`").cast(f.dataType).alias(f.name) for f in schema])
 
 
 def _paths(jvm: Any, paths: Sequence[str]) -> Any:
@@ -60,7 +72,7 @@ def _paths(jvm: Any, paths: Sequence[str]) -> Any:
     return jvm.scala.collection.immutable.ArraySeq.unsafeWrapArray(array)
 
 
-def _folders(jvm: Any, files: Sequence[DataFile]) -> Any:
+def _folders(jvm: Any, files: Sequence[DataFile | StagedFile]) -> Any:
     """Each folder with its partition values, as a Seq of PartitionPath; empty for a plain table."""
     catalyst = jvm.org.apache.spark.sql.catalyst
     text = jvm.org.apache.spark.unsafe.types.UTF8String.fromString
@@ -74,5 +86,6 @@ def _folders(jvm: Any, files: Sequence[DataFile]) -> Any:
         if values not in rows:
             texts = [value if value is None else text(value) for value in values]
             rows[values] = catalyst.InternalRow.fromSeq(jvm.PythonUtils.toSeq(texts))
-        folders[folder] = folder_path(rows[values], f"file:{folder}")
+        place = storage.for_spark(folder) if storage.is_remote(folder) else f"file:{folder}"
+        folders[folder] = folder_path(rows[values], place)
     return jvm.PythonUtils.toSeq(list(folders.values()))

@@ -19,6 +19,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import commits, delta, isolation, staging, tables
+from cxr_spark.file_scan import scan
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
 from cxr_spark.manifest import list_manifest
@@ -251,7 +252,7 @@ def _staged_piece(
     staged = staging.stage_parts(sorted(parts), contract)
     if not mixed:
         return staged, read
-    some = delta.read_files(spark, [f for f in staged.files if f.path in mixed], contract.schema)
+    some = scan(spark, [f for f in staged.files if f.path in mixed], contract.schema)
     wanted = F.broadcast(spark.createDataFrame(pa.table({"image_id": new})))
     again = staging.stage(some.join(wanted, on="image_id", how="left_semi"), path, contract)
     kept = [file for file in staged.files if file.path not in mixed]

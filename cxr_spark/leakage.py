@@ -1,5 +1,6 @@
 """Groups and images that are in two splits, of any Delta or Parquet table."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,12 @@ def _read(spark: SparkSession, place: str, version: int | None) -> DataFrame:
         session.conf.set(name, value)
     if version is not None:
         return delta.read(session, place, delta.table_schema(place, version), version)
-    return session.read.option("mergeSchema", True).parquet(delta.not_a_glob(place))
+    return session.read.option("mergeSchema", True).parquet(_not_a_glob(place))
+
+
+def _not_a_glob(path: str) -> str:
+    """A path as Spark takes it: what it would read as a pattern is escaped."""
+    return re.sub(r"([{}\[\]*?\\])", r"\\\1", path)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import commits, delta, staging, storage
 from cxr_spark.delta import DataFile, NoSuchTable, NoSuchVersion
+from cxr_spark.file_scan import scan
 from cxr_spark.staging import Contract, DeltaError, Staged
 
 TABLES = (
@@ -262,7 +263,7 @@ def pixels_of(
     rows = holding.join(wanted, on="content_sha256", how="left_semi").select("file").distinct()
     names = {row.file for row in rows.toLocalIterator()}
     files = [file for file in warehouse.files("pixels") if Path(file.path).name in names]
-    read = delta.read_files(spark, files, schema("pixels"))
+    read = scan(spark, files, schema("pixels"))
     return read.where(F.col("preprocessing") == preprocessing).select("content_sha256", "pixels")
 
 
