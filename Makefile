@@ -21,7 +21,7 @@ FROM ?=
 BENCH := $(BIN)/python -m benchmarks.
 CORPUS = $(if $(FROM),--from "$(FROM)")
 
-.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql
+.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-train docs
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -58,6 +58,15 @@ bench-delta: install ## Writes to Delta against Spark's plain Parquet writer (5 
 bench-sql: install ## Queries through the views against plain Parquet; opening 1,000 commits (a quarter of an hour)
 	@$(BENCH)sql_views
 
+bench-reader: install .venv-bench-reader/.stamp ## The training reader against bare pyarrow, LitData, Streaming, WebDataset (10 minutes)
+	@$(BENCH)reader $(CORPUS)
+
+bench-train: install ## Training steps on the reader against a batch in memory; two processes against one (5 minutes)
+	@$(BENCH)train_step $(CORPUS)
+
+docs: install ## Bring the options shown in docs/ up to date
+	@$(BIN)/python -m scripts.refresh_docs
+
 check: lint test ## Everything that a change must pass: lint, then test
 
 lint: install ## Check format, ruff's rules and types
@@ -75,6 +84,14 @@ format: install ## Format the code, and mend what ruff can mend
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
 	  "daft[deltalake]==0.7.26" "pyiceberg==0.12.0" "ray[data]==2.60.0" "deltalake==1.6.6" "kornia-rs==0.2.0" \
 	  "simplejpeg==1.9.0" "opencv-python-headless==4.11.0.86" "pillow==13.0.0"
+	@touch $@
+
+# The readers that ours is measured against stand on the product's environment: on the same torch and numpy.
+.venv-bench-reader/.stamp: | .venv/.stamp
+	@$(BIN)/python -m venv .venv-bench-reader
+	@echo "$(CURDIR)/.venv/lib/python3.11/site-packages" > .venv-bench-reader/lib/python3.11/site-packages/product.pth
+	@.venv-bench-reader/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+	  "litdata==0.2.76" "mosaicml-streaming==0.13.0" "webdataset==1.0.2" "numpy<2" "pyarrow==14.0.2"
 	@touch $@
 
 clean: ## Remove demo/, caches and builds; .venv stays

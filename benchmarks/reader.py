@@ -31,21 +31,21 @@ from cxr_spark.reader import RowFile, plan_training, read_batches
 SIDE = 224
 BATCH = 32
 WORKERS = 2
-ROWS_PER_FILE = (8 << 20) // SIDE**2  # one row group a file, as curate writes
 PEERS = ("litdata", "streaming", "webdataset")
-WAREHOUSE = Path("benchmarks/.corpus")
+CORPUS = Path("benchmarks/.corpus")
 
 
-def make(images: int, folder: str | None) -> Path:
+def make(images: int, folder: str | None, side: int = SIDE) -> Path:
     """The images as Parquet files like those of the images table, in `parquet/`."""
-    root = WAREHOUSE / f"reader-{images}"
+    root = CORPUS / f"reader-{images}-{side}"
     if (root / "parquet").exists():
         return root
-    small = [cv2.resize(p, (SIDE, SIDE)) for p in corpus.originals(folder)]
+    small = [cv2.resize(p, (side, side)) for p in corpus.originals(folder)]
     variants = corpus.variants(small)
     (root / "unfinished").mkdir(parents=True, exist_ok=True)
-    for start in range(0, images, ROWS_PER_FILE):
-        numbers = range(start, min(start + ROWS_PER_FILE, images))
+    rows_per_file = (8 << 20) // side**2  # one row group a file, as curate writes
+    for start in range(0, images, rows_per_file):
+        numbers = range(start, min(start + rows_per_file, images))
         table = pa.table(
             {
                 "image_id": [f"tuberculosis:{number}" for number in numbers],
@@ -74,10 +74,15 @@ def arrays(root: Path) -> Iterator[tuple[np.ndarray, int]]:
             yield sample["image"].numpy(), sample["label"]
 
 
+def row_files(root: Path) -> list[RowFile]:
+    """The Parquet files, as the product's readers take them."""
+    paths = sorted((root / "parquet").iterdir())
+    return [RowFile(str(path.absolute()), pq.read_metadata(path).num_rows) for path in paths]
+
+
 def ours(root: Path) -> Callable[[int], int]:
     """The product's reader, one rank."""
-    paths = sorted((root / "parquet").iterdir())
-    files = [RowFile(str(path.absolute()), pq.read_metadata(path).num_rows) for path in paths]
+    files = row_files(root)
 
     def read(epoch: int) -> int:
         plan = plan_training(files, batch_size=BATCH, seed=0, epoch=epoch, rank=0, world=1)
@@ -148,7 +153,7 @@ def files(root: Path) -> Callable[[int], int]:
     """A torch DataLoader that decodes and reduces the PNG files."""
     from torch.utils.data import DataLoader, Dataset
 
-    paths = sorted((WAREHOUSE / "png-1000").rglob("*.png"))
+    paths = sorted((CORPUS / "png-1000").rglob("*.png"))
 
     class Pictures(Dataset):
         def __len__(self) -> int:
@@ -247,7 +252,7 @@ def main() -> None:
         return
     names = options.contestants.split(",")
     if "files" in names:
-        corpus.make("png", 1000, WAREHOUSE, options.folder)
+        corpus.make("png", 1000, CORPUS, options.folder)
     pythons = {name: options.python if name in PEERS else sys.executable for name in names}
     common = ("--images", str(options.images))
     conversion = {
