@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import corpus
-from cxr_spark.reader import RowFile, plan_training, read_batches
+from cxr_spark.read_plans import RowFile, plan_training
+from cxr_spark.reader import read_batches
 
 SIDE = 224
 BATCH = 32

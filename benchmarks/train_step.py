@@ -26,7 +26,7 @@ from benchmarks import reader
 from cxr_spark import ranks
 from cxr_spark.learner import Learner
 from cxr_spark.ranks import Place
-from cxr_spark.reader import plan_training
+from cxr_spark.read_plans import plan_training
 from cxr_spark.train_options import TrainOptions
 from cxr_spark.validation import Statistics, device_batches
 

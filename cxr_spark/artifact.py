@@ -1,6 +1,7 @@
-"""The model artifact: a folder with weights.safetensors and card.json, and what makes it valid.
+"""The model artifact: a folder with weights, an ONNX copy and card.json, and what makes it valid.
 
-Needs no torch: whoever only wants to know what a model expects reads its card with `load_card`.
+Needs no torch: whoever only wants to know what a model expects reads its card with `load_card`,
+and whoever runs it by ONNX Runtime takes the graph by `load_onnx`.
 """
 
 import hashlib
@@ -13,11 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from cxr_spark.calibration import Floats, logit_offset
 from cxr_spark.labels import CLASSES
 
 WEIGHTS_FILE = "weights.safetensors"
+ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
-CARD_FORMAT = 1
+CARD_FORMAT = 2
 
 
 class ArtifactError(ValueError):
@@ -35,24 +38,28 @@ class Card:
         preprocessing: how files become pixels, as images.Preprocessing.to_json gives it.
         preprocessing_fingerprint: its fingerprint, as in the tables' `preprocessing`.
         mean, std: of the train split's pixels / 255; input is (pixels / 255 - mean) / std.
-        temperature: probabilities are softmax(logits / temperature).
+        temperature: probabilities are softmax((logits + logit_offset) / temperature).
         train_counts: images of each class in the train split.
-        train_priors: their shares.
+        train_priors: their shares, which the probabilities are for.
+        learned_priors: the class shares that the loss made the model learn; others than
+            train_priors where it was trained against imbalance.
         images_version: version of the images table that it was trained on.
+        images_sha256: of the names, relative to the table, and row counts of that version's files;
+            Delta gives a file a name of its own and never changes it.
         label_policy: one of labels.LABEL_POLICIES.
         arguments: of the training run.
-        metrics: by epoch, from the first: epoch, train_cce (over the epoch's rows as they were
-            trained on), val_cce, val_accuracy, learning_rate, seconds.
+        metrics: by epoch, from the first; docs/train.md says what each is.
         kept_epoch: the epoch that the weights are from, counted from 1.
         val_rows: images in the val split.
         val_cce: of the artifact on val, temperature included, nats.
         val_cce_uncalibrated: the same at temperature 1.
+        val_ece: calibration error of the artifact on val, 15 bins by confidence.
         packages: versions of what trained it.
         run_id: the training run.
         created_at: ISO 8601, UTC.
         intended_use, limits: words for whoever wants to use it.
         card_format: version of this layout.
-        weights_sha256: of the weights file, hex; set by save_artifact.
+        weights_sha256, onnx_sha256: of the files, hex; set by save_artifact.
         model_version: set by save_artifact.
     """
 
@@ -66,14 +73,17 @@ class Card:
     temperature: float
     train_counts: tuple[int, ...]
     train_priors: tuple[float, ...]
+    learned_priors: tuple[float, ...]
     images_version: int
+    images_sha256: str
     label_policy: str
     arguments: dict[str, Any]
-    metrics: tuple[dict[str, float], ...]
+    metrics: tuple[dict[str, float | None], ...]
     kept_epoch: int
     val_rows: int
     val_cce: float
     val_cce_uncalibrated: float
+    val_ece: float
     packages: dict[str, str]
     run_id: str
     created_at: str
@@ -81,7 +91,13 @@ class Card:
     limits: str
     card_format: int = CARD_FORMAT
     weights_sha256: str = ""
+    onnx_sha256: str = ""
     model_version: str = ""
+
+    @property
+    def logit_offset(self) -> Floats:
+        """(9,) what brings the logits to the priors of the train split."""
+        return logit_offset(self.train_priors, self.learned_priors)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -107,7 +123,7 @@ class Card:
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
-def save_artifact(models: str | Path, card: Card, weights: bytes) -> Path:
+def save_artifact(models: str | Path, card: Card, weights: bytes, onnx: bytes) -> Path:
     """Write `<models>/<model_version>/`, complete or not at all.
 
     The version is the architecture, the time and a hash of the content. Files are written to a
@@ -115,33 +131,37 @@ def save_artifact(models: str | Path, card: Card, weights: bytes) -> Path:
 
     Args:
         models: the folder of all artifacts.
-        card: without weights_sha256 and model_version.
+        card: without what this sets.
         weights: the content of the safetensors file.
+        onnx: the same model as onnx_export.to_onnx gives it.
 
     Returns:
-        The artifact's folder, absolute.
-
-    Raises:
-        FileExistsError: the version is there already; it is left as it is.
+        The artifact's folder, absolute. Where it is there already, it is left as it is: the
+        version is the content's, so it was saved by the same run before.
     """
-    card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
+    card = replace(
+        card,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        onnx_sha256=hashlib.sha256(onnx).hexdigest(),
+    )
     created = datetime.fromisoformat(card.created_at)
     version = f"{card.architecture}-{created:%Y%m%dT%H%M%SZ}-{card.digest()}"
     card = replace(card, model_version=version)
     folder = Path(models).absolute() / version
     if folder.exists():
-        raise FileExistsError(f"{folder}: a model version is never overwritten")
+        return folder
     unfinished = folder.parent / f".unfinished-{uuid.uuid4().hex}"
     unfinished.mkdir(parents=True)
     try:
-        _write_synced(unfinished / WEIGHTS_FILE, weights)
+        write_synced(unfinished / WEIGHTS_FILE, weights)
+        write_synced(unfinished / ONNX_FILE, onnx)
         text = json.dumps(asdict(card), indent=1, ensure_ascii=False)
-        _write_synced(unfinished / CARD_FILE, text.encode())
-        _sync_folder(unfinished)
+        write_synced(unfinished / CARD_FILE, text.encode())
+        sync_folder(unfinished)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return folder
 
 
@@ -174,28 +194,44 @@ def load_weights(folder: str | Path, card: Card) -> bytes:
     Raises:
         ArtifactError: the file is missing or its content is not what the card says.
     """
-    path = Path(folder) / WEIGHTS_FILE
+    return _checked(Path(folder) / WEIGHTS_FILE, card.weights_sha256)
+
+
+def load_onnx(folder: str | Path, card: Card) -> bytes:
+    """Read the ONNX graph of an artifact and check it against the card.
+
+    Its input is `pixels`, uint8 (B, 1, S, S), its output `logits`, float32 (B, 9).
+
+    Raises:
+        ArtifactError: the file is missing or its content is not what the card says.
+    """
+    return _checked(Path(folder) / ONNX_FILE, card.onnx_sha256)
+
+
+def _checked(path: Path, expected_sha256: str) -> bytes:
     try:
-        weights = path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error
-    found = hashlib.sha256(weights).hexdigest()
-    if found != card.weights_sha256:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected_sha256:
         raise ArtifactError(
-            f"{path}: its SHA-256 is {found}, the card says {card.weights_sha256}; it was changed "
+            f"{path}: its SHA-256 is {found}, the card says {expected_sha256}; it was changed "
             "or copied in part: take the artifact from where it was trained"
         )
-    return weights
+    return content
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and wait until it is on the disk."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

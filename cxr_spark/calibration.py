@@ -1,4 +1,4 @@
-"""From logits to probabilities: softmax and temperature scaling, in numpy."""
+"""From logits to probabilities: softmax, prior correction and temperature scaling, in numpy."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,38 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     scaled = np.asarray(logits, np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def probabilities(logits: ArrayLike, temperature: float, offset: ArrayLike) -> Floats:
+    """Calibrated probabilities: softmax((logits + offset) / temperature).
+
+    Args:
+        logits: (N, C), as the model gives them.
+        temperature: above 0.
+        offset: (C,), see `logit_offset`.
+
+    Returns:
+        (N, C) float64; rows sum to 1.
+    """
+    return softmax(np.asarray(logits, np.float64) + np.asarray(offset, np.float64), temperature)
+
+
+def logit_offset(train_priors: ArrayLike, learned_priors: ArrayLike) -> Floats:
+    """What to add to logits that know one prior so that they know another.
+
+    By Bayes' rule the posteriors of two priors differ by their ratio (Saerens et al. 2002, Neural
+    Computation 14).
+
+    Args:
+        train_priors: (C,) the class shares that probabilities are wanted for.
+        learned_priors: (C,) those that the model was made to learn.
+
+    Returns:
+        (C,) log ratios; 0 for a class without train images, of which nothing was learned.
+    """
+    wanted, learned = np.asarray(train_priors, np.float64), np.asarray(learned_priors, np.float64)
+    both = (wanted > 0) & (learned > 0)
+    return np.log(np.where(both, wanted, 1.0)) - np.log(np.where(both, learned, 1.0))
 
 
 def fit_temperature(logits: ArrayLike, label_index: ArrayLike) -> float:

@@ -8,6 +8,7 @@ Readable transfer syntaxes: the three uncompressed ones and RLE by pydicom itsel
 Extended, high-throughput JPEG 2000, video, and Deflated, as pydicom inflates that without a bound.
 """
 
+import re
 import warnings
 
 # Before GDCM, which brings a zlib of its own: where it is the first to need the system's too, that
@@ -38,6 +39,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _ONE_SAMPLE = (*_GREY, "PALETTE COLOR")
 _FLOATS = ("FloatPixelData", "DoubleFloatPixelData")
+_UID = re.compile(r"[0-9.]{1,64}")
 # The group that names the transfer syntax comes first and is short.
 _META_BYTES = 4096
 
@@ -104,7 +106,15 @@ def facts(dataset: FileDataset, salt: bytes | None) -> dict[str, Any]:
         "view": view if view in ("AP", "PA") else None,
         "sex": sex if sex in ("F", "M") else None,
         "age_years": age_in_years(str(dataset.get("PatientAge") or "")),
+        "sop_instance_uid": _uid(dataset, "SOPInstanceUID"),
+        "study_instance_uid": _uid(dataset, "StudyInstanceUID"),
     }
+
+
+def _uid(dataset: FileDataset, name: str) -> str | None:
+    """A tag's identifier; None where it has another form, and could say anything."""
+    value = str(dataset.get(name) or "")
+    return value if _UID.fullmatch(value) else None
 
 
 def size(dataset: FileDataset) -> tuple[int, int]:

@@ -1,51 +1,86 @@
 """The stage that judges a model: its predictions beside the labels of its own images version."""
 
-import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import delta, metrics, tables
-from cxr_spark.figures import MEANS, Evaluation, ScoredRows, figures_of, headline
-from cxr_spark.labels import CLASS_COLUMNS, CLASSES
-from cxr_spark.metrics import Integers
+from cxr_spark import artifact, delta, explain, glances, localisation, operating_points, tables
+from cxr_spark.comparison import Comparison
+from cxr_spark.comparison import figures_of as comparison_figures
+from cxr_spark.evaluation_words import headline, table
+from cxr_spark.figures import HEADLINE, Evaluation, Yardsticks, figures_of
+from cxr_spark.judged_images import (
+    SEEN,
+    Judged,
+    judged,
+    read_images,
+    scored_rows,
+    seen_before,
+    train_counts,
+)
+from cxr_spark.operating_points import OperatingPoints
+from cxr_spark.refusals import (
+    NothingToEvaluate,
+    check_complete,
+    check_rows,
+    find_model,
+    score_command,
+)
+from cxr_spark.run import Run
+from cxr_spark.scored_rows import ScoredRows
+from cxr_spark.slice_figures import Figure
 from cxr_spark.tables import Warehouse
 
-# What a model saw before it meets a split: rows related to these by identity don't count there.
-SEEN: dict[str, tuple[str, ...]] = {"train": (), "val": ("train",), "test": ("train", "val")}
-IDENTITIES = ("group_id", "content_sha256", "pixel_sha256")
-IDS_IN_MESSAGE = 3
 
+@dataclass(frozen=True)
+class Material:
+    """What an evaluation reads, at the versions of its model.
 
-class UnknownModel(ValueError):
-    """No such model version, or no model at all."""
+    Attributes:
+        images: narrow, see read_images.
+        pictures: the same with pixels, as the table has them.
+        predictions: of all models.
+    """
 
+    spark: SparkSession
+    warehouse: Warehouse
+    split: str
+    images_version: int
+    predictions_version: int
+    images: DataFrame
+    pictures: DataFrame
+    predictions: DataFrame
 
-class NothingToEvaluate(ValueError):
-    """The split has no rows, or there are no predictions to read."""
+    @property
+    def n_train(self) -> int:
+        """Images of the train split."""
+        files = self.warehouse.files("images", self.images_version)
+        return sum(file.num_rows for file in files if file.partition["split"] == "train")
 
+    def judged(self, split: str, model: Mapping[str, Any]) -> Judged:
+        """The rows of a split that this evaluation's model can't have seen."""
+        rows = self.images.where(F.col("split") == split)
+        return judged(rows, seen_before(self.images, split), self.predictions, model)
 
-class OtherPreprocessing(ValueError):
-    """The images were prepared in another way than the model expects."""
-
-
-class UnscoredRows(RuntimeError):
-    """Rows of the split have no usable prediction, so there is no headline."""
+    def score_command(self, model: Mapping[str, Any], split: str | None = None) -> str:
+        """What makes the predictions that are lacking."""
+        return score_command(self.warehouse, model, split or self.split, self.images_version)
 
 
 def evaluate(
     spark: SparkSession,
     warehouse: Warehouse,
     *,
-    run: Any,
+    run: Run,
     model_version: str | None = None,
     split: str = "test",
     allow_missing: bool = False,
+    compare: str | None = None,
 ) -> Evaluation:
     """Judge a model on a split of the images version in its own row, and append the figures.
 
@@ -60,6 +95,7 @@ def evaluate(
         split: train, val or test.
         allow_missing: judge the rows with a usable prediction and count the others, where
             otherwise one such row is an error.
+        compare: another model version, to be judged on the same images.
 
     Raises:
         UnknownModel, NothingToEvaluate, OtherPreprocessing: wrong input; nothing was written.
@@ -68,198 +104,129 @@ def evaluate(
     if split not in SEEN:
         raise NothingToEvaluate(f"split {split!r}: expected one of {', '.join(SEEN)}")
     model = find_model(warehouse, model_version)
+    other = None if compare is None else find_model(warehouse, compare)
+    if other is not None and other["model_version"] == model["model_version"]:
+        raise NothingToEvaluate(f"{compare} is the model that is judged; compare it with another")
     # Two runs over one model would both find its figures lacking and append them twice.
     run.lock(warehouse.root, f"evaluate-{model['model_version']}")
-    command = _score_command(warehouse, model, split)
-    predictions_version = warehouse.version("predictions")
-    if predictions_version is None:
-        raise NothingToEvaluate(f"{warehouse.root} has no predictions yet. Score first: {command}")
-    images_version = int(model["images_version"])
-    run.versions_read.update(images=images_version, predictions=predictions_version)
+    material = _read(spark, warehouse, model, split)
+    run.versions_read.update(
+        images=material.images_version, predictions=material.predictions_version
+    )
+    of_split = material.judged(split, model)
+    check_rows(of_split, split, model)
+    run.counts.update(of_split.counts)
+    check_complete(of_split, material.score_command(model), allow_missing=allow_missing)
 
-    images = warehouse.read(spark, "images", images_version).drop("pixels", "boxes")
-    predictions = warehouse.read(spark, "predictions", predictions_version)
-    of_split = with_predictions(
-        flag_related(images, split), latest_predictions(predictions, model)
-    ).toPandas()
-    judged = _judged(of_split, split, model)
-    rows, counts = _counted(judged, related=len(of_split) - len(judged))
-    run.counts.update(counts)
-    _check_complete(judged, counts, command, allow_missing=allow_missing)
-
+    seen = glances.read_glances(material.pictures, split, material.n_train)
+    rows = scored_rows(of_split, glances.brightness(seen))
+    comparison = None
+    if other is not None:
+        comparison = _compare(material, rows, other, allow_missing=allow_missing)
+    yardsticks = Yardsticks(
+        train_counts(material.images),
+        glances.border_only(seen, rows.image_id),
+        _operating_points(material, model, run),
+    )
     evaluation = Evaluation(
         model=model,
         split=split,
-        images_version=images_version,
-        predictions_version=predictions_version,
+        images_version=material.images_version,
+        predictions_version=material.predictions_version,
         rows=rows,
-        figures=figures_of(rows, train_counts(images), counts),
-        counts=counts,
+        figures=[
+            *figures_of(rows, yardsticks, of_split.counts),
+            *_localisation_figures(material, of_split, rows, model, run),
+            *(comparison_figures(comparison) if comparison else ()),
+        ],
+        counts=of_split.counts,
+        comparison=comparison,
     )
     _append(warehouse, evaluation, run)
-    run.outputs.update({name: evaluation.figure(name).value for name in MEANS})
+    run.outputs.update({name: evaluation.figure(name).value for name in HEADLINE})
+    for line in table(evaluation):
+        run.say(line)
     run.say(headline(evaluation))
     return evaluation
 
 
-def find_model(warehouse: Warehouse, model_version: str | None) -> dict[str, Any]:
-    """The row of models with that version; the newest row without one.
-
-    Raises:
-        UnknownModel: there is none.
-    """
-    known: list[dict[str, Any]] = []
-    if warehouse.exists("models"):
-        known = delta.read_rows(warehouse.path("models"), tables.schema("models").names)
-    known.sort(key=lambda row: (row["created_at"], row["model_version"]))
-    if not known:
-        raise UnknownModel(f"{warehouse.root} has no model yet; run jobs/train.py first")
-    wanted = known[-1]["model_version"] if model_version is None else model_version
-    found = [row for row in known if row["model_version"] == wanted]
-    if not found:
-        newest = ", ".join(row["model_version"] for row in known[-5:])
-        raise UnknownModel(f"no model version {wanted!r} in {warehouse.root}; newest: {newest}")
-    return found[-1]
-
-
-def latest_predictions(predictions: DataFrame, model: Mapping[str, Any]) -> DataFrame:
-    """The newest prediction of each image and content by this model (ties: greatest run_id).
-
-    A prediction made with another preprocessing than the model's gets that as its error.
-    """
-    by_age = Window.partitionBy("image_id", "content_sha256").orderBy(
-        F.desc_nulls_last("scored_at"), F.desc("run_id")
-    )
-    of_another_kind = F.col("preprocessing") != F.lit(model["preprocessing"])
-    return (
-        predictions.where(F.col("model_version") == F.lit(model["model_version"]))
-        .withColumn("place", F.row_number().over(by_age))
-        .where(F.col("place") == 1)
-        .select(
-            "image_id",
-            "content_sha256",
-            "probabilities",
-            F.when(of_another_kind, "other_preprocessing").otherwise(F.col("error")).alias("error"),
-            F.lit(True).alias("scored"),
-        )
+def _read(
+    spark: SparkSession, warehouse: Warehouse, model: Mapping[str, Any], split: str
+) -> Material:
+    version = int(model["images_version"])
+    predictions_version = warehouse.version("predictions")
+    if predictions_version is None:
+        command = score_command(warehouse, model, split, version)
+        raise NothingToEvaluate(f"{warehouse.root} has no predictions yet. Score first: {command}")
+    return Material(
+        spark,
+        warehouse,
+        split,
+        version,
+        predictions_version,
+        read_images(spark, warehouse, version),
+        warehouse.read(spark, "images", version),
+        warehouse.read(spark, "predictions", predictions_version),
     )
 
 
-def flag_related(images: DataFrame, split: str) -> DataFrame:
-    """The rows of a split; `related` where the model saw their group or content in another split.
+def _operating_points(
+    material: Material, model: Mapping[str, Any], run: Run
+) -> OperatingPoints | None:
+    """Chosen on all of val, or not at all."""
+    of_val = material.judged("val", model)
+    if material.split == "val" or of_val.table.empty:
+        return None
+    if not of_val.is_complete:
+        command = material.score_command(model, "val")
+        run.say(f"no operating thresholds, as val isn't all scored: {command}")
+        return None
+    return operating_points.choose(scored_rows(of_val))
 
-    By the laws of images there are none: this holds even for a version that breaks them.
-    """
-    seen = images.where(F.col("split").isin(*SEEN[split]))
-    rows = images.where(F.col("split") == split)
-    related = F.lit(False)
-    for identity in IDENTITIES:
-        met = seen.select(identity, F.lit(True).alias(f"met_{identity}")).distinct()
-        rows = rows.join(met, on=identity, how="left")
-        related = related | F.coalesce(f"met_{identity}", F.lit(False))
-    return rows.withColumn("related", related)
 
-
-def with_predictions(rows: DataFrame, predictions: DataFrame) -> DataFrame:
-    """Each row once, with its prediction or `scored` false; narrow enough for the driver."""
-    return rows.join(predictions, on=["image_id", "content_sha256"], how="left").select(
-        "image_id",
-        "source",
-        F.coalesce("group_id", "image_id").alias("group_id"),
-        "label_index",
-        "preprocessing",
-        "related",
-        F.coalesce("scored", F.lit(False)).alias("scored"),
-        "error",
-        "probabilities.*",
+def _compare(
+    material: Material, rows: ScoredRows, other: dict[str, Any], *, allow_missing: bool
+) -> Comparison:
+    """What another model says of the rows that it wasn't made with either."""
+    its_images = read_images(material.spark, material.warehouse, int(other["images_version"]))
+    of_split = material.images.where(F.col("split") == material.split)
+    seen = seen_before(its_images, material.split)
+    theirs = judged(of_split, seen, material.predictions, other)
+    ours = set(rows.image_id)
+    theirs = Judged(theirs.table[theirs.table["image_id"].isin(ours)], theirs.related)
+    if theirs.table.empty:
+        raise NothingToEvaluate(f"{other['model_version']} was made with all of these images")
+    check_complete(theirs, material.score_command(other), allow_missing=allow_missing)
+    scored = scored_rows(theirs)
+    both = rows.where(np.isin(rows.image_id, scored.image_id))
+    return Comparison(
+        other,
+        both,
+        scored.probabilities,
+        related=len(rows) - len(theirs.table),
+        unscored=len(theirs.table) - len(both),
     )
 
 
-def train_counts(images: DataFrame) -> dict[str, Integers]:
-    """(9,) rows of each class in train, by source."""
-    groups = images.where(F.col("split") == "train").groupBy("source", "label_index").count()
-    counts: dict[str, Integers] = {}
-    for source, label_index, n in groups.collect():
-        counts.setdefault(source, np.zeros(len(CLASSES), dtype=np.int64))[label_index] = n
-    return counts
+def _localisation_figures(
+    material: Material, of_split: Judged, rows: ScoredRows, model: Mapping[str, Any], run: Run
+) -> list[Figure]:
+    """How the model's heat fits the boxes of the rows, where there are any and it can be asked."""
+    if not of_split.table["boxed"].any():
+        return []
+    try:
+        card = artifact.load_card(model["artifact_path"])
+    except artifact.ArtifactError as error:
+        run.say(f"no localisation, as the model can't be opened: {error}")
+        return []
+    pictures = material.pictures.where(F.col("split") == material.split)
+    fits = explain.fits_of_boxes(pictures, card.preprocessing["fit"], model["artifact_path"])
+    return localisation.figures_of(fits, rows)
 
 
-def _judged(of_split: pd.DataFrame, split: str, model: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows that may count, in the order of image_id.
-
-    Raises:
-        NothingToEvaluate: no row may count.
-        OtherPreprocessing: the rows aren't prepared as the model expects.
-    """
-    judged = of_split[~of_split["related"]].sort_values("image_id", ignore_index=True)
-    images = f"version {model['images_version']} of images"
-    if judged.empty:
-        raise NothingToEvaluate(
-            f"{images} has no row in {split} to judge model {model['model_version']} by "
-            f"({len(of_split)} are related to rows it was made with)"
-        )
-    kinds = set(judged["preprocessing"])
-    if kinds != {model["preprocessing"]}:
-        raise OtherPreprocessing(
-            f"{images} holds the preprocessing {sorted(map(str, kinds))}, model "
-            f"{model['model_version']} expects {model['preprocessing']}: its row in models names "
-            "the wrong version of images"
-        )
-    return judged
-
-
-def _counted(table: pd.DataFrame, *, related: int) -> tuple[ScoredRows, dict[str, int]]:
-    """The rows with a usable prediction; how many are and are not.
-
-    A prediction that is no distribution gets that as its error in `table`.
-    """
-    given = table[list(CLASS_COLUMNS)].to_numpy(dtype=np.float64)
-    broken = table["scored"] & table["error"].isna() & ~metrics.is_distribution(given)
-    table.loc[broken, "error"] = "no_distribution"
-    usable = (table["scored"] & table["error"].isna()).to_numpy()
-    kept = table[usable]
-    rows = ScoredRows(
-        image_id=kept["image_id"].to_numpy(dtype=str),
-        source=kept["source"].to_numpy(dtype=str),
-        group_id=kept["group_id"].to_numpy(dtype=str),
-        label_index=kept["label_index"].to_numpy(dtype=np.int64),
-        probabilities=given[usable],
-    )
-    missing, errors = int((~table["scored"]).sum()), int(table["error"].notna().sum())
-    return rows, {"n": len(kept), "missing": missing, "errors": errors, "related": related}
-
-
-def _check_complete(
-    table: pd.DataFrame, counts: Mapping[str, int], command: str, *, allow_missing: bool
-) -> None:
-    """Refuse a headline over survivors."""
-    left_out = table[~table["scored"] | table["error"].notna()]
-    if not len(left_out) or (allow_missing and counts["n"]):
-        return
-    few = [
-        f"{row.image_id} ({row.error if row.scored else 'no prediction'})"
-        for row in left_out.head(IDS_IN_MESSAGE).itertuples()
-    ]
-    raise UnscoredRows(
-        f"{len(left_out)} of {len(table)} rows can't be judged: {counts['missing']} without a "
-        f"prediction, {counts['errors']} with an error, first {', '.join(few)}. Score them: "
-        f"{command} (or --allow-missing to judge the {counts['n']} others)"
-    )
-
-
-def _score_command(warehouse: Warehouse, model: Mapping[str, Any], split: str) -> str:
-    options = {
-        "--warehouse": warehouse.root,
-        "--model": model["artifact_path"],
-        "--split": split,
-        "--images-version": model["images_version"],
-    }
-    return shlex.join(["jobs/score.py", *(str(word) for pair in options.items() for word in pair)])
-
-
-def _append(warehouse: Warehouse, evaluation: Evaluation, run: Any) -> None:
+def _append(warehouse: Warehouse, evaluation: Evaluation, run: Run) -> None:
     """Append those figures that metrics lacks."""
-    of_evaluation = {
+    of_evaluation: Mapping[str, Any] = {
         "model_version": evaluation.model["model_version"],
         "images_version": evaluation.images_version,
         "predictions_version": evaluation.predictions_version,
@@ -271,7 +238,7 @@ def _append(warehouse: Warehouse, evaluation: Evaluation, run: Any) -> None:
         known = delta.read_rows(warehouse.path("metrics"), key)
         there = {tuple(row[name] for name in key) for row in known}
     names = ("slice", "class", "metric", "value", "ci_low", "ci_high", "n")
-    rows = [of_evaluation | dict(zip(names, f, strict=True)) for f in evaluation.figures]
+    rows = [{**of_evaluation, **dict(zip(names, f, strict=True))} for f in evaluation.figures]
     lacking = [row for row in rows if tuple(row[name] for name in key) not in there]
     if lacking:
         made = {"run_id": run.run_id, "evaluated_at": datetime.now(UTC)}

@@ -1,48 +1,36 @@
-"""The figures of an evaluation: which metrics, over which slices and classes."""
+"""The figures of an evaluation: of all its images, of slices, within sources."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cxr_spark import metrics
+from cxr_spark import baselines, metrics
+from cxr_spark.comparison import Comparison
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES
 from cxr_spark.metrics import Floats, Integers
+from cxr_spark.operating_points import OperatingPoints
+from cxr_spark.scored_rows import ScoredRows
+from cxr_spark.slice_figures import Figure, slice_figures
+from cxr_spark.slices import in_order
 
-MEANS = ("cce", "cce_prior", "cce_source_only", "accuracy")
-
-
-class Figure(NamedTuple):
-    """One figure of an evaluation; `class_name` and `slice_name` are "all" for every row."""
-
-    slice_name: str
-    class_name: str
-    metric: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n: int
+HEADLINE = ("cce", "cce_prior", "cce_source_only", "cce_border_only", "accuracy")
 
 
-@dataclass(frozen=True)
-class ScoredRows:
-    """Images with their true class and the probabilities a model gave them, N rows each.
+class Yardsticks(NamedTuple):
+    """What the rows are judged by.
 
     Attributes:
-        image_id: (N,) str.
-        source: (N,) str.
-        group_id: (N,) str, patients joined with duplicates.
-        label_index: (N,) int64, the true class's place in labels.CLASSES.
-        probabilities: (N, 9) float64, in the order of labels.CLASSES.
+        train_counts: (9,) rows of each class in train, by source.
+        border_only: (N, 9) what a glance at border and thumbnail says; None: there is no such
+            model.
+        operating_points: chosen on val; None: they can't be.
     """
 
-    image_id: NDArray[np.str_]
-    source: NDArray[np.str_]
-    group_id: NDArray[np.str_]
-    label_index: Integers
-    probabilities: Floats
+    train_counts: Mapping[str, Integers]
+    border_only: Floats | None = None
+    operating_points: OperatingPoints | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +46,7 @@ class Evaluation:
         figures: the figures, one for each row of metrics.
         counts: rows of the split: n judged, and left out as missing (no prediction), errors (a
             failed one), related (by group or content to rows that the model was made with).
+        comparison: with another model, if one was asked for.
     """
 
     model: dict[str, Any]
@@ -67,86 +56,98 @@ class Evaluation:
     rows: ScoredRows
     figures: list[Figure]
     counts: dict[str, int]
+    comparison: Comparison | None = None
+    _places: dict[tuple[str, str, str], Figure] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        places = {(f.slice_name, f.class_name, f.metric): f for f in self.figures}
+        object.__setattr__(self, "_places", places)
 
     def figure(self, metric: str, *, slice_name: str = "all", class_name: str = "all") -> Figure:
-        """The one figure of that name; StopIteration where there is none."""
-        wanted = (slice_name, class_name, metric)
-        return next(figure for figure in self.figures if figure[:3] == wanted)
+        """The figure of that name; without value and rows where there is none."""
+        key = (slice_name, class_name, metric)
+        return self._places.get(key) or Figure(*key, None, None, None, 0)
 
     def value(self, metric: str, *, slice_name: str = "all", class_name: str = "all") -> float:
         """The value of that figure; NaN where it has none."""
         found = self.figure(metric, slice_name=slice_name, class_name=class_name).value
         return float("nan") if found is None else found
 
+    def slice_names(self, prefix: str = "") -> list[str]:
+        """The slices that begin so, in their order."""
+        return [
+            name
+            for name in dict.fromkeys(figure.slice_name for figure in self.figures)
+            if name.startswith(prefix) and name != "all"
+        ]
 
-def figures_of(
-    rows: ScoredRows, train_counts: Mapping[str, Integers], counts: Mapping[str, int]
-) -> list[Figure]:
-    """Every figure: means with intervals over groups, AUROC, confusion counts, rows left out.
+
+def figures_of(rows: ScoredRows, yardsticks: Yardsticks, counts: Mapping[str, int]) -> list[Figure]:
+    """Every figure: of all rows, of each slice, within sources, confusion counts, rows left out.
 
     Args:
         rows: N rows, at least one.
-        train_counts: (9,) rows of each class in train, by source; all that the baselines know.
+        yardsticks: what they are judged by.
         counts: as in Evaluation.
     """
-    labels = rows.label_index
-    overall = np.sum([np.zeros(len(CLASSES)), *train_counts.values()], axis=0)
-    prior = metrics.prior_probabilities(overall, labels)
-    source_only = metrics.source_only_probabilities(train_counts, rows.source, labels)
-    losses = [metrics.log_losses(p, labels) for p in (rows.probabilities, prior, source_only)]
-    hits = metrics.correct(rows.probabilities, labels)
-    values: Floats = np.column_stack([*losses, hits.astype(np.float64)])
-    found = _means("all", "all", MEANS, values, rows.group_id)
-    for source in np.unique(rows.source):
-        of = rows.source == source
-        found += _means(f"source={source}", "all", MEANS, values[of], rows.group_id[of])
-    for index, name in enumerate(CLASSES):
-        of = labels == index
-        found += _means("all", name, ("cce",), values[of, :1], rows.group_id[of])
-    return found + _auroc_figures(rows) + _confusion_figures(rows) + _left_out_figures(counts)
-
-
-def headline(evaluation: Evaluation) -> str:
-    """The CCE beside its baselines, in one line."""
-    cce, prior, source_only, accuracy = (evaluation.value(name) for name in MEANS)
-    low, high, n = evaluation.figure("cce")[4:]
-    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    share = metrics.share_of_gain(prior, source_only, cce)
-    source = (
-        "the model gains nothing over the prior"
-        if share is None
-        else f"the source alone gives {share:.0%} of the model's gain over the prior"
-    )
-    return (
-        f"{evaluation.model['model_version']} on {evaluation.split}: CCE {cce:.3f}{interval} on "
-        f"{n:,} images, class prior {prior:.3f}, source only {source_only:.3f}: {source}; "
-        f"accuracy {accuracy:.1%}"
-    )
-
-
-def _means(
-    slice_name: str, class_name: str, names: tuple[str, ...], values: Floats, groups: NDArray[Any]
-) -> list[Figure]:
-    """One figure a column of values (N, M) with its interval; without rows none has a value."""
-    n = len(values)
-    if not n:
-        return [Figure(slice_name, class_name, name, None, None, None, 0) for name in names]
-    ends = metrics.intervals(values, groups).T
+    guesses = _guesses(rows, yardsticks)
+    points = yardsticks.operating_points
+    found = slice_figures("all", rows, guesses, points)
+    for kind, names in rows.slices.items():
+        for name in in_order(names):
+            of = names == name
+            guesses_there = {metric: guess[of] for metric, guess in guesses.items()}
+            found += slice_figures(f"{kind}={name}", rows.where(of), guesses_there, points)
     return [
-        Figure(slice_name, class_name, name, float(mean), _known(low), _known(high), n)
-        for name, mean, (low, high) in zip(names, values.mean(axis=0), ends, strict=True)
+        *found,
+        *_within_sources(rows, guesses, yardsticks.train_counts),
+        *_threshold_figures(points),
+        *_confusion_figures(rows),
+        *_left_out_figures(counts),
     ]
 
 
-def _auroc_figures(rows: ScoredRows) -> list[Figure]:
-    """One-vs-rest AUROC a class, and as class "all" the mean over those that have one."""
-    per_class = metrics.auroc_per_class(rows.probabilities, rows.label_index)
-    known = per_class[~np.isnan(per_class)]
-    macro = float(known.mean()) if len(known) else float("nan")
-    n = len(rows.label_index)
+def _guesses(rows: ScoredRows, yardsticks: Yardsticks) -> dict[str, Floats]:
+    """The baselines' probabilities (N, 9), by the metric that is their CCE."""
+    labels, train_counts = rows.label_index, yardsticks.train_counts
+    overall = np.sum([np.zeros(len(CLASSES)), *train_counts.values()], axis=0)
+    guesses = {
+        "cce_prior": baselines.prior_probabilities(overall, labels),
+        "cce_source_only": baselines.source_only_probabilities(train_counts, rows.source, labels),
+    }
+    if yardsticks.border_only is not None:
+        guesses["cce_border_only"] = yardsticks.border_only
+    return guesses
+
+
+def _within_sources(
+    rows: ScoredRows, guesses: Mapping[str, Floats], train_counts: Mapping[str, Integers]
+) -> list[Figure]:
+    """Figures of each source that has several classes, where only its own classes are possible.
+
+    The source tells nothing then. Where it has official lists, only its own test images count.
+    """
+    found: list[Figure] = []
+    for source, train in sorted(train_counts.items()):
+        of = rows.source == source
+        if rows.known_as_train is not None:
+            of &= ~rows.known_as_train
+        occurring = np.bincount(rows.label_index[of], minlength=len(CLASSES)) > 0
+        allowed = (train > 0) | occurring
+        if of.any() and (train > 0).sum() > 1:
+            there = {name: baselines.within(guess[of], allowed) for name, guess in guesses.items()}
+            found += slice_figures(f"within={source}", rows.where(of).within(allowed), there)
+    return found
+
+
+def _threshold_figures(points: OperatingPoints | None) -> list[Figure]:
+    """The probability from which each class counts as found, and the val rows behind it."""
+    if points is None:
+        return []
     return [
-        Figure("all", name, "auroc", _known(value), None, None, n)
-        for name, value in (("all", macro), *zip(CLASSES, per_class, strict=True))
+        Figure("all", name, "threshold", float(threshold), None, None, points.n)
+        for name, threshold in zip(CLASSES, points.thresholds, strict=True)
+        if not np.isnan(threshold)
     ]
 
 
@@ -166,7 +167,3 @@ def _left_out_figures(counts: Mapping[str, int]) -> list[Figure]:
         Figure("all", "all", name, float(counts[name]), None, None, total)
         for name in ("missing", "errors", "related")
     ]
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

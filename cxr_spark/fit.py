@@ -1,378 +1,287 @@
-"""Fits a model to the images of Parquet files: an epoch, an exact evaluation, the whole run.
+"""Training on one rank: epochs, exact validations, checkpoints, and what is kept in the end.
 
 Runs in one process, or in each of the ranks that TorchDistributor starts (`run_rank`). No Spark.
 """
 
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch import Tensor
 
-from cxr_spark.augment import augment
-from cxr_spark.calibration import fit_temperature, softmax
-from cxr_spark.labels import CLASSES
-from cxr_spark.metrics import accuracy, cce
-from cxr_spark.models import build_model, serialise, standardise
-from cxr_spark.ranks import (
-    Place,
-    average_buffers,
-    joined,
-    replica,
-    rows_of_all_ranks,
-    sum_over_ranks,
-)
-from cxr_spark.reader import ReadPlan, RowFile, plan_evaluation, plan_training, read_batches
+from cxr_spark import checkpoints, imbalance, ranks, schedule
+from cxr_spark.calibration import fit_temperature, logit_offset
+from cxr_spark.checkpoints import Kept, Standing
+from cxr_spark.learner import Learner
+from cxr_spark.metrics import cce, ece
+from cxr_spark.models import build_model
+from cxr_spark.onnx_export import to_onnx
+from cxr_spark.ranks import Place, StopSign
+from cxr_spark.read_plans import plan_training
+from cxr_spark.training_log import TrainingLog
+from cxr_spark.training_plan import Fitted, TrainingPlan
+from cxr_spark.training_run import INITIAL_FILE, STOP_FILE, open_run
+from cxr_spark.validation import Logits, Statistics, device_batches, evaluate, train_statistics
 
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.08  # of all steps
-LABEL_SMOOTHING = 0.05
-GRADIENT_NORM = 2.0
-EVALUATION_BATCH = 64  # images, on one rank
-PROGRESS_SECONDS = 10.0
-
-WEIGHTS_FILE = "weights.safetensors"
-FITTED_FILE = "fitted.json"
-
-Inputs = Iterable[tuple[Tensor, Tensor]]
-"""Standardised images, (B, 1, S, S) float32, and their classes, (B,) int64, on the device."""
+ALONE = Place()
+ADVICE = "try a lower learning rate"
+# In the file of what is kept, beside the weights.
+VAL_LOGITS, VAL_LABELS = "val.logits", "val.labels"
 
 
 class Diverged(RuntimeError):
-    """The training loss is infinite or no number any more."""
+    """The training loss, or what the network says, is infinite or no number any more."""
 
 
-@dataclass(frozen=True)
-class FitPlan:
-    """What all ranks are given.
-
-    Attributes:
-        architecture: a name in models.BACKBONES.
-        image_size: side of the images, pixels.
-        train_files, val_files: the files of the two splits.
-        epochs: passes over the train split.
-        batch_size: images of a step, over all ranks.
-        learning_rate: the highest, at the end of the warm-up.
-        seed: of the weights, the order of the images and the augmentation.
-    """
-
-    architecture: str
-    image_size: int
-    train_files: tuple[RowFile, ...]
-    val_files: tuple[RowFile, ...]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    seed: int
-
-    @property
-    def train_rows(self) -> int:
-        """Images of the train split."""
-        return sum(file.num_rows for file in self.train_files)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of all epochs."""
-        return self.epochs * math.ceil(self.train_rows / self.batch_size)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a run found, weights apart; the names are those of artifact.Card."""
-
-    mean: float
-    std: float
-    temperature: float
-    train_counts: list[int]
-    metrics: list[dict[str, float]]
-    kept_epoch: int
-    val_rows: int
-    val_cce: float
-    val_cce_uncalibrated: float
-
-
-class Statistics(NamedTuple):
-    """Mean and standard deviation of pixels / 255, and the number of images of each class."""
-
-    mean: float
-    std: float
-    counts: list[int]
-
-
-class Logits(NamedTuple):
-    """What a model gives on a whole split: (N, 9) float32 logits, (N,) int64 true classes."""
-
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    def cce(self, temperature: float = 1.0) -> float:
-        """Categorical cross-entropy, nats."""
-        return cce(softmax(self.logits, temperature), self.labels)
-
-
-class Kept(NamedTuple):
-    """The epoch whose weights stay, so far."""
-
-    epoch: int
-    val: Logits
-    weights: dict[str, Tensor]
-
-
-def run_rank(plan: FitPlan, folder: str) -> None:
-    """One rank of a run; rank 0 leaves weights and figures in the folder, see `read_fitted`.
+def run_rank(folder: str, deadline: float | None = None) -> None:
+    """One rank of a run, from its last checkpoint to its end or to a request to stop.
 
     Nothing is returned: TorchDistributor lets the ranks write their results over each other.
 
     Args:
-        plan: the same on all ranks.
-        folder: for results and tracebacks; every rank and the driver see it.
+        folder: of the run, with its plan; every rank and the driver see it. Rank 0 leaves weights,
+            ONNX and figures in it.
+        deadline: Unix time by which the whole run must have ended; None: the steps decide.
     """
-    with joined(folder) as place:
-        model, fitted = fit(plan, place, lambda line: print(line, file=sys.stderr, flush=True))
-        if place.rank == 0:
-            (Path(folder) / WEIGHTS_FILE).write_bytes(serialise(model))
-            (Path(folder) / FITTED_FILE).write_text(json.dumps(asdict(fitted)), "utf-8")
+    run = open_run(folder)
+    seconds_left = math.inf if deadline is None else deadline - time.time()
+    stop_sign = StopSign(run.folder / STOP_FILE, run.folder)
+    with ranks.joined(folder) as place, checkpoints.locked(run.folder, by_us=place.rank == 0):
+        ranks.agree(False, 0.0, place)  # none reads a checkpoint before the lock is held
+        training = Training(run.plan, run.folder, place, seconds_left, stop_sign.look)
+        if training.run() and place.rank == 0:
+            run.keep_fitted(*training.results())
 
 
-def read_fitted(folder: str | Path) -> tuple[bytes, Fitted]:
-    """Weights, as the content of a safetensors file, and figures of a run that has ended."""
-    figures = json.loads((Path(folder) / FITTED_FILE).read_text("utf-8"))
-    return (Path(folder) / WEIGHTS_FILE).read_bytes(), Fitted(**figures)
-
-
-def fit(plan: FitPlan, place: Place, say: Callable[[str], None]) -> tuple[nn.Module, Fitted]:
-    """Train a model, keep the weights of the epoch with the lowest val CCE, and calibrate it.
+class Training:
+    """A run on one rank, from its last checkpoint on.
 
     Args:
         plan: the same on all ranks.
+        folder: of checkpoints, metrics and events; the same on all ranks.
         place: this rank; where there are several, torch's process group is up.
-        say: takes lines of progress; called on rank 0 only.
-
-    Returns:
-        The model, the same on all ranks, and what there is to know about it.
-
-    Raises:
-        Diverged: the loss became infinite or no number.
-        ReadFailed, ReaderInputError: see the reader.
+        seconds_left: until the whole run must have ended; infinite: the steps decide.
+        should_stop: asked before each step.
+        say: takes lines of progress, from rank 0.
     """
-    torch.manual_seed(plan.seed)
-    statistics = train_statistics(plan, place)
-    model = build_model(plan.architecture).to(memory_format=torch.channels_last).to(place.device)
-    parallel = replica(model, place)
-    optimizer = make_optimizer(model, plan.learning_rate)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, plan.steps))
-    progress = Progress(plan, place, say)
-    metrics: list[dict[str, float]] = []
-    kept: Kept | None = None
-    for epoch in range(1, plan.epochs + 1):
-        inputs = training_inputs(plan, epoch, place, statistics)
-        train_cce = train_one_epoch(parallel, inputs, optimizer, schedule, place, progress)
-        average_buffers(model, place)
-        val = evaluate(model, plan.val_files, plan.image_size, place, statistics)
-        metrics.append(
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        folder: Path,
+        place: Place = ALONE,
+        seconds_left: float = math.inf,
+        should_stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        self.plan, self.folder, self.place, self.should_stop = plan, folder, place, should_stop
+        found = checkpoints.load(folder)
+        self.standing = found[0] if found else _beginning(plan, place)
+        standing = self.standing
+        self.statistics = Statistics(standing.mean, standing.std, standing.train_counts)
+        initial = None if found else _initial_weights(folder)
+        self.learner = Learner(plan.options, self.statistics, place, initial)
+        if found:
+            self.learner.restore(found[1])
+        learned = imbalance.learned_priors(standing.train_counts, plan.options.imbalance)
+        self.learned_priors = learned
+        self.offset = logit_offset(
+            np.array(standing.train_counts) / sum(standing.train_counts), learned
+        )
+        self.schedule = schedule.Schedule(
+            plan.steps,
+            seconds_left,
+            val_share=plan.val_rows / plan.train_rows,
+            epoch_steps=plan.epoch_steps,
+            step=standing.step,
+            share=standing.share,
+        )
+        self.began = time.monotonic() - standing.seconds
+        self._set_total(torch.tensor([standing.loss, standing.rows], dtype=torch.float64))
+        self.log = TrainingLog(plan, folder, standing, say) if place.rank == 0 else None
+
+    def run(self) -> bool:
+        """Train to the end; False: stopped at a checkpoint, as was asked for.
+
+        Raises:
+            Diverged: the loss became infinite or no number.
+            ReadFailed, ReaderInputError: see the reader.
+        """
+        with closing(self.log) if self.log else nullcontext():
+            while not self.standing.ended:
+                if not self.train_one_epoch():
+                    return False
+                if not self._is_validated():  # time may be up just after a validation
+                    self.validate()
+        return True
+
+    def train_one_epoch(self) -> bool:
+        """What is left of a pass over the train split; False: stopped at a checkpoint."""
+        plan, options, standing = self.plan, self.plan.options, self.standing
+        done = standing.step - (standing.epoch - 1) * plan.epoch_steps
+        rows = plan_training(
+            plan.train_files,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            epoch=standing.epoch,
+            rank=self.place.rank,
+            world=self.place.world,
+            class_weights=self._drawing_weights(),
+        )
+        batches = device_batches(rows, plan.image_size, self.place, skip=done)
+        with closing(batches):
+            for pixels, labels in batches:
+                share = self.schedule.share(standing.step)
+                stop, share = ranks.agree(self.should_stop(), share, self.place)
+                if stop:
+                    self.save()
+                    return False
+                if share >= 1 and standing.step:
+                    standing.ended = True
+                    break
+                self._step(pixels, labels, share)
+        return True
+
+    def _drawing_weights(self) -> tuple[float, ...] | None:
+        if self.plan.options.imbalance != "sampling":
+            return None
+        return tuple(imbalance.class_weights(self.standing.train_counts).tolist())
+
+    def _step(self, pixels: Tensor, labels: Tensor, share: float) -> None:
+        options, standing = self.plan.options, self.standing
+        learning_rate = options.learning_rate * schedule.learning_rate_share(share, options.warm_up)
+        self.total += self.learner.step(
+            pixels, labels, number=standing.step, learning_rate=learning_rate
+        )
+        standing.step += 1
+        standing.share = share
+        standing.seconds = time.monotonic() - self.began
+        if self.log:
+            self.log.stepped(self._loss_here, learning_rate)
+        ends_epoch = standing.step % self.plan.epoch_steps == 0
+        if standing.step % options.checkpoint_every == 0 and not ends_epoch:
+            self.save()
+
+    def validate(self) -> None:
+        """Judge the network on the whole val split, keep it if it is the best, and save."""
+        plan, standing = self.plan, self.standing
+        began = time.monotonic()
+        self.learner.settle()
+        self._gather_loss()
+        val = evaluate(
+            self.learner.judged, plan.val_files, plan.image_size, self.place, self.statistics
+        )
+        if not np.isfinite(val.logits).all():
+            raise Diverged(f"logits are no numbers after epoch {standing.epoch}: {ADVICE}")
+        figures = val.figures(self.offset)
+        self._keep_if_best(val, val.cce(self.offset))
+        standing.seconds = time.monotonic() - self.began
+        standing.metrics.append(
             {
-                "epoch": epoch,
-                "train_cce": train_cce,
-                "val_cce": val.cce(),
-                "val_accuracy": accuracy(softmax(val.logits), val.labels),
-                "seconds": round(progress.seconds, 3),
+                "epoch": standing.epoch,
+                "step": standing.step,
+                "train_cce": standing.loss / standing.rows,
+                **figures,
+                "seconds": round(standing.seconds, 3),
             }
         )
-        progress.epoch_ended(metrics[-1])
-        # At a high learning rate val CCE may spike and recover, so nothing ends the run early.
-        if kept is None or val.cce() < kept.val.cce():
-            kept = Kept(epoch, val, {k: v.clone() for k, v in model.state_dict().items()})
-    assert kept is not None
-    model.load_state_dict(kept.weights)
-    return model, _fitted(statistics, metrics, kept)
+        self._set_total(torch.zeros(2, dtype=torch.float64))
+        standing.loss = standing.rows = 0.0
+        standing.ended |= self._is_over()
+        if self.log:
+            self.log.validated(standing.metrics)
+        self.save()
+        self.schedule.validation_seconds = time.monotonic() - began
 
+    def _is_validated(self) -> bool:
+        metrics = self.standing.metrics
+        return bool(metrics) and metrics[-1]["step"] == self.standing.step
 
-def train_one_epoch(
-    model: nn.Module,
-    inputs: Inputs,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    place: Place,
-    progress: "Progress",
-) -> float:
-    """One pass over the train split.
-
-    Returns:
-        CCE over the rows of all ranks, each as it was trained on (augmented, by the weights of
-        its step), without label smoothing; nats.
-
-    Raises:
-        Diverged: it is infinite or no number.
-    """
-    model.train()
-    total = torch.zeros(2, dtype=torch.float64, device=place.device)
-    for images, labels in inputs:
-        logits = model(images)
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
-        total[0] += F.cross_entropy(logits.detach(), labels, reduction="sum")
-        total[1] += len(labels)
-        progress.stepped(total)
-    loss, rows = sum_over_ranks(total, place).tolist()
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"the training loss is {loss} in epoch {progress.epoch}: try a lower learning rate"
-        )
-    return loss / rows
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    files: Sequence[RowFile],
-    image_size: int,
-    place: Place,
-    statistics: Statistics,
-) -> Logits:
-    """The model's logits on every row of a split once, in the order of the files, on all ranks.
-
-    Batches are the same whatever the number of ranks, so the logits are, too.
-    """
-    model.eval()
-    plans = [
-        plan_evaluation(files, batch_size=EVALUATION_BATCH, rank=rank, world=place.world)
-        for rank in range(place.world)
-    ]
-    logits = [torch.empty(0, len(CLASSES), device=place.device)]
-    labels = [torch.empty(0, dtype=torch.int64, device=place.device)]
-    for images, classes in _inputs(plans[place.rank], image_size, place, statistics):
-        logits.append(model(images).float())
-        labels.append(classes)
-    counts = [sum(plan.batch_sizes) for plan in plans]
-    all_logits = rows_of_all_ranks(torch.cat(logits), counts, place)
-    all_labels = rows_of_all_ranks(torch.cat(labels), counts, place)
-    return Logits(all_logits.cpu().numpy(), all_labels.cpu().numpy())
-
-
-def train_statistics(plan: FitPlan, place: Place) -> Statistics:
-    """Statistics of the whole train split, exact: from the counts of the 256 grey values."""
-    rows = plan_evaluation(
-        plan.train_files, batch_size=EVALUATION_BATCH, rank=place.rank, world=place.world
-    )
-    counts = np.zeros(256 + len(CLASSES), np.int64)
-    for batch in read_batches(rows, image_size=plan.image_size):
-        counts[:256] += np.bincount(batch.pixels.ravel(), minlength=256)
-        counts[256:] += np.bincount(batch.labels, minlength=len(CLASSES))
-    totals = sum_over_ranks(torch.from_numpy(counts).to(place.device), place).cpu().numpy()
-    values, shares = np.arange(256) / 255, totals[:256] / totals[:256].sum()
-    mean = float(shares @ values)
-    return Statistics(mean, float(np.sqrt(shares @ (values - mean) ** 2)), totals[256:].tolist())
-
-
-def training_inputs(
-    plan: FitPlan, epoch: int, place: Place, statistics: Statistics
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The augmented inputs of an epoch on this rank."""
-    rows = plan_training(
-        plan.train_files,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
-        epoch=epoch,
-        rank=place.rank,
-        world=place.world,
-    )
-    own_seed = np.random.SeedSequence((plan.seed, epoch, place.rank)).generate_state(1)[0]
-    generator = torch.Generator().manual_seed(int(own_seed))
-    for images, labels in _inputs(rows, plan.image_size, place, statistics):
-        changed = augment(images, generator)
-        yield changed.contiguous(memory_format=torch.channels_last), labels
-
-
-def make_optimizer(model: nn.Module, learning_rate: float) -> AdamW:
-    """AdamW that leaves norms and biases, which have one dimension, undecayed."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=learning_rate, fused=True)
-
-
-def learning_rate_share(step: int, steps: int) -> float:
-    """The share of the highest learning rate at a step: a linear warm-up, then a cosine to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
-
-
-class Progress:
-    """Lines on how far training is, from rank 0: now and then, and after each epoch."""
-
-    def __init__(self, plan: FitPlan, place: Place, say: Callable[[str], None]) -> None:
-        self.plan, self.place, self.say = plan, place, say
-        self.epoch, self.step = 1, 0
-        self.began = self.spoke_at = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since training began."""
-        return time.monotonic() - self.began
-
-    def stepped(self, total: Tensor) -> None:
-        """After a step; the total is the epoch's loss and rows on this rank."""
-        self.step += 1
-        if self.place.rank or time.monotonic() - self.spoke_at < PROGRESS_SECONDS:
+    def _keep_if_best(self, val: Logits, val_cce: float) -> None:
+        standing = self.standing
+        if standing.kept is not None and val_cce >= standing.kept.val_cce:
             return
-        self.spoke_at = time.monotonic()
-        loss, rows = total.tolist()
-        self._say(f"loss {loss / rows:.3f}")
-
-    def epoch_ended(self, metrics: dict[str, float]) -> None:
-        """After an epoch and its evaluation."""
+        standing.kept = Kept(standing.epoch, val_cce, checkpoints.kept_name(standing))
         if self.place.rank == 0:
-            figures = ("train_cce", "val_cce", "val_accuracy")
-            self._say(", ".join(f"{name} {metrics[name]:.3f}" for name in figures))
-        self.epoch += 1
+            tensors = dict(self.learner.judged.state_dict())
+            tensors |= {VAL_LOGITS: torch.from_numpy(val.logits)}
+            tensors |= {VAL_LABELS: torch.from_numpy(val.labels)}
+            checkpoints.write_tensors(self.folder / standing.kept.file, tensors)
 
-    def _say(self, figures: str) -> None:
-        plan, done = self.plan, self.step / self.plan.steps
-        rate = done * plan.epochs * plan.train_rows / self.seconds
-        self.say(
-            f"epoch {self.epoch} of {plan.epochs}, step {self.step:,} of {plan.steps:,}, "
-            f"{rate:.0f} images/s, {figures}, {self.seconds * (1 - done) / done:.0f} s left"
+    def _is_over(self) -> bool:
+        """After an epoch: whether it was the last, or val CCE no longer falls."""
+        epochs, patience = self.plan.options.epochs, self.plan.options.patience
+        trained, kept = len(self.standing.metrics), self.standing.kept
+        assert kept is not None
+        return trained == epochs or 0 < patience <= trained - kept.epoch
+
+    def save(self) -> None:
+        """Write a checkpoint; all ranks call it."""
+        self.learner.settle()
+        self._gather_loss()
+        if self.place.rank == 0:
+            checkpoints.save(self.folder, self.standing, self.learner.tensors())
+
+    def _gather_loss(self) -> None:
+        """Sum the epoch's loss over the ranks; rank 0 carries it on.
+
+        Raises:
+            Diverged: it is infinite or no number.
+        """
+        total = ranks.sum_over_ranks(self.total.cpu(), self.place)
+        self.standing.loss, self.standing.rows = total.tolist()
+        if not math.isfinite(self.standing.loss):
+            standing = self.standing
+            raise Diverged(f"the loss is {standing.loss} in epoch {standing.epoch}: {ADVICE}")
+        self._set_total(total)
+
+    def _set_total(self, total: Tensor) -> None:
+        """Loss and rows of the epoch so far, which rank 0 carries for all."""
+        here = total if self.place.rank == 0 else torch.zeros_like(total)
+        self.total = here.to(self.place.device)
+
+    def _loss_here(self) -> float:
+        loss, rows = self.total.tolist()
+        return loss / rows
+
+    def results(self) -> tuple[bytes, bytes, Fitted]:
+        """Weights, as the content of a safetensors file, ONNX and figures of what is kept."""
+        standing, plan = self.standing, self.plan
+        assert standing.kept is not None
+        tensors = safetensors.torch.load_file(self.folder / standing.kept.file)
+        val = Logits(tensors.pop(VAL_LOGITS).numpy(), tensors.pop(VAL_LABELS).numpy())
+        model = build_model(plan.options.arch)
+        model.load_state_dict(tensors)
+        onnx = to_onnx(model, image_size=plan.image_size, mean=standing.mean, std=standing.std)
+        temperature = fit_temperature(val.logits + self.offset, val.labels)
+        calibrated = val.probabilities(self.offset, temperature)
+        fitted = Fitted(
+            mean=standing.mean,
+            std=standing.std,
+            temperature=temperature,
+            train_counts=standing.train_counts,
+            learned_priors=self.learned_priors.tolist(),
+            metrics=standing.metrics,
+            kept_epoch=standing.kept.epoch,
+            val_rows=len(val.labels),
+            val_cce=cce(calibrated, val.labels),
+            val_cce_uncalibrated=standing.kept.val_cce,
+            val_ece=ece(calibrated, val.labels),
         )
+        return checkpoints.serialise(tensors), onnx, fitted
 
 
-def _inputs(
-    rows: ReadPlan, image_size: int, place: Place, statistics: Statistics
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in read_batches(rows, image_size=image_size):
-        pixels = torch.from_numpy(batch.pixels).to(place.device)
-        images = standardise(pixels, statistics.mean, statistics.std)
-        labels = torch.from_numpy(batch.labels).to(place.device)
-        yield images.contiguous(memory_format=torch.channels_last), labels
+def _beginning(plan: TrainingPlan, place: Place) -> Standing:
+    statistics = train_statistics(plan.train_files, plan.image_size, place)
+    return Standing(statistics.mean, statistics.std, statistics.counts)
 
 
-def _fitted(statistics: Statistics, metrics: list[dict[str, float]], kept: Kept) -> Fitted:
-    temperature = fit_temperature(kept.val.logits, kept.val.labels)
-    return Fitted(
-        mean=statistics.mean,
-        std=statistics.std,
-        temperature=temperature,
-        train_counts=statistics.counts,
-        metrics=metrics,
-        kept_epoch=kept.epoch,
-        val_rows=len(kept.val.labels),
-        val_cce=kept.val.cce(temperature),
-        val_cce_uncalibrated=kept.val.cce(),
-    )
+def _initial_weights(folder: Path) -> dict[str, Tensor] | None:
+    path = folder / INITIAL_FILE
+    return safetensors.torch.load_file(path) if path.exists() else None

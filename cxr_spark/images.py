@@ -120,6 +120,7 @@ class Facts(NamedTuple):
         view: `AP` or `PA`, of a DICOM file.
         sex: `F` or `M`, of a DICOM file.
         age_years: full years, of a DICOM file.
+        sop_instance_uid, study_instance_uid: of a DICOM file, as archives know it by.
         pixels: uint8 grey square, size x size, row-major.
         reason: why there are no pixels, one of `reasons.FILE_REASONS`; None: there are.
         detail: the reason in words.
@@ -138,6 +139,8 @@ class Facts(NamedTuple):
     view: str | None = None
     sex: str | None = None
     age_years: int | None = None
+    sop_instance_uid: str | None = None
+    study_instance_uid: str | None = None
     pixels: bytes | None = None
     reason: str | None = None
     detail: str | None = None

@@ -15,12 +15,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import cxr_spark
-from cxr_spark import storage
-from cxr_spark.run import Busy, InputError, Run, Stopped
-from cxr_spark.session import LOG_LEVEL
+from cxr_spark import operator_metrics, storage
+from cxr_spark.run import LOG_LEVEL, Busy, InputError, Run, Stopped
 from cxr_spark.tables import Warehouse
 
 EXIT_CODES = {
@@ -59,6 +59,15 @@ def add_max_runtime(options: argparse._ActionsContainer, words: str) -> None:
     options.add_argument("--max-runtime", type=_seconds, metavar="SECONDS", help=words)
 
 
+def add_metrics_file(options: argparse._ActionsContainer) -> None:
+    """Add `--metrics-file` to a job that a scheduler runs."""
+    options.add_argument(
+        "--metrics-file",
+        metavar="FILE.prom",
+        help="also gauges there, for Prometheus' node_exporter",
+    )
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -94,13 +103,16 @@ def start(
     run = Run(job)
     signal.signal(signal.SIGTERM, partial(_stop, run))
     options, error = argparse.Namespace(), ""
+    metrics_file: Path | None = None
     try:
         options = options_parser.parse_args()
+        if getattr(options, "metrics_file", None):
+            metrics_file = operator_metrics.target(options.metrics_file)
         run.max_runtime = getattr(options, "max_runtime", None)
         run.quiet = options.quiet
         if options.verbose:
             os.environ[LOG_LEVEL] = "info"
-    except InputError as raised:
+    except (InputError, operator_metrics.MetricsFileError) as raised:
         run.status, error = _outcome(raised)
     with _summary_stream(prints_result) as summary_stream:
         try:
@@ -117,12 +129,22 @@ def start(
         if records and run.status not in UNRECORDED:
             run.status, error = record(run, options, error, finished_at)
         run.release()
+        if metrics_file is not None:
+            _write_metrics(metrics_file, run, finished_at)
         if not prints_result and run.status in ("finished", "drift"):
             _tell_results(run, finished_at)
         if not (prints_result and run.status == "finished"):
             summary = _summary(run, error, finished_at)
             print(json.dumps(summary, default=str), file=summary_stream, flush=True)
     sys.exit(EXIT_CODES[run.status])
+
+
+def _write_metrics(place: Path, run: Run, finished_at: datetime) -> None:
+    """Leave the gauges; a full disk is no reason to call the run a failure."""
+    try:
+        operator_metrics.write(place, run, EXIT_CODES, finished_at)
+    except OSError as error:
+        print(f"{place}: can't be written: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _tell_results(run: Run, finished_at: datetime) -> None:

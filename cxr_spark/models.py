@@ -1,8 +1,6 @@
 """Torchvision backbones for one-channel images, and models saved to and loaded from artifacts."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -12,29 +10,13 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from cxr_spark.artifact import ArtifactError, Card, load_card, load_weights
-from cxr_spark.calibration import softmax
+from cxr_spark.backbones import BACKBONES
+from cxr_spark.calibration import probabilities
 from cxr_spark.labels import CLASSES
 
 
 class UnknownArchitecture(ValueError):
     """A name that is not in `BACKBONES`."""
-
-
-class Backbone(NamedTuple):
-    """How torchvision builds a network, and the name of its first convolution."""
-
-    build: Callable[..., nn.Module]
-    stem: str
-
-
-BACKBONES: dict[str, Backbone] = {
-    "resnet18": Backbone(torchvision_models.resnet18, "conv1"),
-    "resnet50": Backbone(torchvision_models.resnet50, "conv1"),
-    "densenet121": Backbone(torchvision_models.densenet121, "features.conv0"),
-    "efficientnet_b0": Backbone(torchvision_models.efficientnet_b0, "features.0.0"),
-    "efficientnet_v2_s": Backbone(torchvision_models.efficientnet_v2_s, "features.0.0"),
-    "convnext_tiny": Backbone(torchvision_models.convnext_tiny, "features.0.0"),
-}
 
 
 def build_model(architecture: str, num_classes: int = len(CLASSES)) -> nn.Module:
@@ -54,11 +36,11 @@ def build_model(architecture: str, num_classes: int = len(CLASSES)) -> nn.Module
         raise UnknownArchitecture(
             f"unknown architecture {architecture!r}; known are {', '.join(BACKBONES)}"
         )
-    backbone = BACKBONES[architecture]
-    model = backbone.build(weights=None, num_classes=num_classes)
-    stem = model.get_submodule(backbone.stem)
+    model = getattr(torchvision_models, architecture)(weights=None, num_classes=num_classes)
+    name = BACKBONES[architecture].stem
+    stem = model.get_submodule(name)
     assert isinstance(stem, nn.Conv2d)
-    model.set_submodule(backbone.stem, to_one_channel(stem))
+    model.set_submodule(name, to_one_channel(stem))
     return model
 
 
@@ -93,12 +75,6 @@ def standardise(pixels: Tensor, mean: float, std: float) -> Tensor:
         (B, 1, S, S) float32.
     """
     return (pixels.float() - 255 * mean) / (255 * std)
-
-
-def serialise(model: nn.Module) -> bytes:
-    """A model's weights as the content of a safetensors file."""
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    return safetensors.torch.save(state)
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, Card]:
@@ -140,4 +116,4 @@ def predict(model: nn.Module, card: Card, pixels: NDArray[np.uint8]) -> NDArray[
     device = next(model.parameters()).device
     inputs = standardise(images.to(device), card.mean, card.std)
     logits = model(inputs.contiguous(memory_format=torch.channels_last))
-    return softmax(logits.float().cpu().numpy(), card.temperature)
+    return probabilities(logits.float().cpu().numpy(), card.temperature, card.logit_offset)

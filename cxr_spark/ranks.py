@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cxr_spark.training_run import TRACEBACKS
+
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+LOOK_SECONDS = 0.5
 
 
 class Place(NamedTuple):
@@ -25,13 +29,40 @@ class Place(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
+class StopSign:
+    """Whether ranks should stop at their next step: a file asks all, SIGTERM this one.
+
+    Args:
+        file: what the driver leaves.
+        failures: the folder of tracebacks; with one in it, SIGTERM means that torchrun ends this
+            rank for another's failure, and it ends at once.
+    """
+
+    def __init__(self, file: Path, failures: Path) -> None:
+        self.file, self.failures = file, failures
+        self.is_set, self.looked_at = False, -LOOK_SECONDS
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def look(self) -> bool:
+        """Whether to stop; looks for the file twice a second."""
+        if not self.is_set and time.monotonic() - self.looked_at > LOOK_SECONDS:
+            self.looked_at = time.monotonic()
+            self.is_set = self.file.exists()
+        return self.is_set
+
+    def _terminated(self, signum: int, frame: object) -> None:
+        if any(self.failures.glob(TRACEBACKS)):
+            os._exit(128 + signum)
+        self.is_set = True
+
+
 @contextmanager
 def joined(folder: str | Path) -> Iterator[Place]:
     """Join the other ranks for the length of a block, as torchrun's environment says.
 
     The process ends with its parent, uses its share of the cores, and where the block raises,
-    leaves the whole traceback as a file for `first_failure`: of a rank's output, TorchDistributor
-    keeps 100 lines.
+    leaves the whole traceback as a file: of a rank's output, TorchDistributor keeps 100 lines.
 
     Args:
         folder: for tracebacks; every rank and the driver see it.
@@ -42,21 +73,13 @@ def joined(folder: str | Path) -> Iterator[Place]:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_machine))
     try:
         place = Place(rank, world, _device(on_this_machine))
-        dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+        # Tensors on the CPU go by gloo also beside a GPU: what ranks agree on waits for no kernel.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo")
         yield place
         dist.destroy_process_group()
     except BaseException:
         (Path(folder) / f"rank-{rank}.txt").write_text(traceback.format_exc(), "utf-8")
         raise
-
-
-def first_failure(folder: str | Path) -> str | None:
-    """Rank and traceback of the rank that failed first; None where none has left one.
-
-    The others fail soon after it, as their partner is gone.
-    """
-    files = sorted(Path(folder).glob("rank-*.txt"), key=lambda path: path.stat().st_mtime_ns)
-    return f"{files[0].stem}:\n{files[0].read_text('utf-8')}" if files else None
 
 
 def replica(model: nn.Module, place: Place) -> nn.Module:
@@ -76,6 +99,15 @@ def average_buffers(model: nn.Module, place: Place) -> None:
     means /= place.world
     for buffer, mean in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
+
+
+def agree(stop: bool, share: float, place: Place) -> tuple[bool, float]:
+    """Whether any rank wants to stop, and the share of rank 0's clock; the same on all ranks."""
+    if place.world == 1:
+        return stop, share
+    votes = torch.tensor([stop, share if place.rank == 0 else 0], dtype=torch.float64)
+    dist.all_reduce(votes)
+    return votes[0].item() > 0, votes[1].item()
 
 
 def sum_over_ranks(values: Tensor, place: Place) -> Tensor:

@@ -1,38 +1,47 @@
 """The HTML report of an evaluation: one file, no outside request, every text from data escaped."""
 
 import base64
-import io
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import ledger, metrics
-from cxr_spark.figures import MEANS, Evaluation, Figure, ScoredRows
-from cxr_spark.labels import CLASS_COLUMNS, CLASSES
+from cxr_spark import bootstrap, charts, explain, html_pages, ledger, metrics
+from cxr_spark.artifact import ArtifactError, load_card
+from cxr_spark.baselines import share_of_gain
+from cxr_spark.figures import Evaluation
+from cxr_spark.html_pages import UNKNOWN, percent
+from cxr_spark.labels import CLASS_COLUMNS, CLASSES, LABEL_INDEX
+from cxr_spark.localisation import METRICS as LOCALISATION
+from cxr_spark.metrics import Booleans, Floats
+from cxr_spark.operating_points import SPECIFICITY
 from cxr_spark.reasons import REASONS
+from cxr_spark.scored_rows import ScoredRows
+from cxr_spark.slice_figures import ECE_BINS, SMALLEST_SLICE, Figure
 from cxr_spark.tables import CurateRun, Warehouse
 
 MISTAKES = 12
-THUMBNAIL_SIDE = 160
-UNKNOWN = "\N{EN DASH}"
-BASELINES = {
-    "cce": "This model",
-    "cce_source_only": "Source only",
-    "cce_prior": "Class prior",
-}
-
-
-class ReportError(ValueError):
-    """The report can't be written where it was asked for."""
+CHANGED = 6
+SHARES = frozenset(
+    {
+        "accuracy",
+        "balanced_accuracy",
+        "accuracy_difference",
+        "sensitivity",
+        "precision",
+        "sensitivity_at_threshold",
+        "specificity_at_threshold",
+        "sensitivity_at_specificity_90",
+        "sensitivity_at_specificity_95",
+        "pointing_game",
+        "pointing_game_by_chance",
+    }
+)
+"""Metrics that are told in percent."""
 
 
 class Shown(NamedTuple):
@@ -46,48 +55,24 @@ class Shown(NamedTuple):
     of_truth: float
 
 
-class Roc(NamedTuple):
-    """One panel of the ROC figure; `path` is an SVG path in a 100 x 100 box, "" without a curve."""
+class Pictures(NamedTuple):
+    """PNG data URIs by image_id: the image, and the heat of the class read laid over it."""
 
-    name: str
-    path: str
-    auroc: float | None
-    positives: int
-
-
-def target(path: str | Path) -> Path:
-    """The absolute path of a report to be written, checked before any work is done.
-
-    Raises:
-        ReportError: a folder is there, or what should be its folder is none.
-    """
-    place = Path(path).absolute()
-    if place.is_dir():
-        raise ReportError(f"--report {path}: this is a folder; name a file, as {place}/report.html")
-    existing = next(folder for folder in place.parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ReportError(f"--report {path}: {existing} isn't a folder that can be written to")
-    return place
+    thumbnails: Mapping[str, str]
+    overlays: Mapping[str, str]
 
 
 def write(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation, path: Path) -> None:
     """Write the report of an evaluation; the file appears whole or not at all."""
-    shown = [*confident_mistakes(evaluation.rows), *clear_hits(evaluation.rows)]
-    thumbnails = read_thumbnails(spark, warehouse, evaluation, [s.image_id for s in shown])
+    pictures = read_pictures(spark, warehouse, evaluation)
     curated = warehouse.find_curate_run(evaluation.images_version)
-    page = render(evaluation, thumbnails, made_at=datetime.now(UTC), curated=curated)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    page = render(evaluation, pictures, made_at=datetime.now(UTC), curated=curated)
+    html_pages.write(path, page)
 
 
 def render(
     evaluation: Evaluation,
-    thumbnails: Mapping[str, str],
+    pictures: Pictures,
     *,
     made_at: datetime,
     curated: CurateRun | None = None,
@@ -96,40 +81,51 @@ def render(
 
     Args:
         evaluation: what to tell.
-        thumbnails: data URIs by image_id, for confident_mistakes and clear_hits.
+        pictures: of the images in pictured.
         made_at: when, in UTC.
         curated: the run that published the images; its ledger and its rules are shown.
     """
-    environment = Environment(
-        loader=PackageLoader("cxr_spark"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_known,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "percent": _percent, "interval": _interval}
+    environment = html_pages.environment()
+    environment.filters |= {"number": _number, "interval": _interval, "told": _told}
     rows, value = evaluation.rows, evaluation.value
+    forest = charts.forest(evaluation)
     return environment.get_template("evaluation.html").render(
         evaluation=evaluation,
         made_at=made_at,
         n_groups=len(np.unique(rows.group_id)),
-        bars=_bars(evaluation),
-        share=metrics.share_of_gain(value("cce_prior"), value("cce_source_only"), value("cce")),
+        bars=charts.bars(evaluation),
+        share=share_of_gain(value("cce_prior"), value("cce_source_only"), value("cce")),
+        forest=forest,
+        forest_scale=charts.scale_of([row.cce.figure for row in forest]),
+        within=evaluation.slice_names("within="),
+        per_class=_per_class(evaluation),
+        confusion=charts.confusion(rows),
+        rocs=charts.roc_panels(rows),
+        reliability=charts.reliability(rows),
+        localised=_localised(evaluation),
+        changed=_changed(evaluation),
+        mistakes=confident_mistakes(rows),
+        hits=clear_hits(rows),
+        pictures=pictures,
         curated=curated,
         ledger=ledger.lines(curated.counts) if curated else [],
         reasons=REASONS,
         classes=CLASSES,
-        confusion=_confusion(rows),
-        per_class=_per_class(evaluation),
-        per_source=_per_source(evaluation),
-        rocs=roc_panels(rows),
-        mistakes=confident_mistakes(rows),
-        hits=clear_hits(rows),
-        thumbnails=thumbnails,
-        resamples=metrics.RESAMPLES,
+        resamples=bootstrap.RESAMPLES,
         clip=metrics.SMALLEST_PROBABILITY,
+        ece_bins=ECE_BINS,
+        smallest=SMALLEST_SLICE,
+        specificity=SPECIFICITY,
     )
+
+
+def pictured(evaluation: Evaluation) -> dict[str, Shown]:
+    """The images that the page shows, by image_id."""
+    changed = _changed(evaluation)
+    of_comparison = [*changed["gained"], *changed["lost"]] if changed else []
+    rows = evaluation.rows
+    shown = [*confident_mistakes(rows), *clear_hits(rows), *of_comparison]
+    return {one.image_id: one for one in shown}
 
 
 def confident_mistakes(rows: ScoredRows) -> list[Shown]:
@@ -151,42 +147,25 @@ def clear_hits(rows: ScoredRows) -> list[Shown]:
     return _shown(rows, best)
 
 
-def read_thumbnails(
-    spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation, image_ids: list[str]
-) -> dict[str, str]:
-    """PNG data URIs by image_id, from the pixels that the model was given."""
+def read_pictures(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation) -> Pictures:
+    """The pictures that the page needs, from the pixels that the model was given.
+
+    There are no overlays where the model's artifact can't be opened.
+    """
+    shown = pictured(evaluation)
     images = warehouse.read(spark, "images", evaluation.images_version)
-    wanted = (F.col("split") == evaluation.split) & F.col("image_id").isin(image_ids)
-    found = images.where(wanted).select("image_id", "image_size", "pixels").collect()
-    return {row.image_id: thumbnail(bytes(row.pixels), row.image_size) for row in found}
-
-
-def thumbnail(pixels: bytes, image_size: int) -> str:
-    """A PNG data URI of uint8 grey pixels (image_size², row-major), at most 160 px a side."""
-    grey = np.frombuffer(pixels, dtype=np.uint8).reshape(image_size, image_size)
-    picture = Image.fromarray(grey)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    png = io.BytesIO()
-    picture.save(png, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
-
-
-def roc_panels(rows: ScoredRows) -> list[Roc]:
-    """One-vs-rest ROC curves of the nine classes, thinned to what a panel can show."""
-    panels = []
-    areas = metrics.auroc_per_class(rows.probabilities, rows.label_index)
-    for index, (name, area) in enumerate(zip(CLASSES, areas, strict=True)):
-        positive = rows.label_index == index
-        known = not np.isnan(area)
-        path = _path(*metrics.roc_points(rows.probabilities[:, index], positive)) if known else ""
-        panels.append(Roc(name, path, float(area) if known else None, int(positive.sum())))
-    return panels
-
-
-def _path(false_positive_rate: metrics.Floats, true_positive_rate: metrics.Floats) -> str:
-    points = np.column_stack([100 * false_positive_rate, 100 - 100 * true_positive_rate])
-    places = dict.fromkeys(f"{x:.1f} {y:.1f}" for x, y in points)
-    return "M" + "L".join(places)
+    wanted = (F.col("split") == evaluation.split) & F.col("image_id").isin([*shown])
+    found = images.where(wanted).select("image_id", "pixels")
+    thumbnails = {row.image_id: html_pages.thumbnail(bytes(row.pixels)) for row in found.collect()}
+    folder = evaluation.model["artifact_path"]
+    try:
+        load_card(folder)
+    except ArtifactError:
+        return Pictures(thumbnails, {})
+    classes = {image_id: LABEL_INDEX[one.predicted] for image_id, one in shown.items()}
+    overlays = explain.overlays(spark, found, classes, folder) if shown else {}
+    encoded = {name: base64.b64encode(png).decode("ascii") for name, png in overlays.items()}
+    return Pictures(thumbnails, {n: f"data:image/png;base64,{text}" for n, text in encoded.items()})
 
 
 def _shown(rows: ScoredRows, places: Iterable[int]) -> list[Shown]:
@@ -203,54 +182,20 @@ def _shown(rows: ScoredRows, places: Iterable[int]) -> list[Shown]:
     ]
 
 
-def _bars(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The CCE and its baselines as bars on one scale; left, width and so on in percent."""
-    figures = {name: evaluation.figure(name) for name in BASELINES}
-    ends = [x for f in figures.values() for x in (f.value, f.ci_high) if x is not None]
-    scale = 100 / max(*ends, 1e-9)
-    bars = []
-    for name, label in BASELINES.items():
-        figure = figures[name]
-        low, high = figure.ci_low, figure.ci_high
-        whisker = None if low is None or high is None else (low * scale, (high - low) * scale)
-        width = (figure.value or 0.0) * scale
-        bars.append(
-            {"name": name, "label": label, "figure": figure, "width": width, "whisker": whisker}
-        )
-    return bars
-
-
-def _confusion(rows: ScoredRows) -> list[dict[str, Any]]:
-    """Rows of the confusion matrix: the class, its count, and (count, share of the row) cells."""
-    table = []
-    for name, counts in zip(CLASSES, _matrix(rows), strict=True):
-        n = int(counts.sum())
-        shares = counts / n if n else np.zeros(len(CLASSES))
-        cells = list(zip(counts.tolist(), shares.tolist(), strict=True))
-        table.append({"name": name, "n": n, "cells": cells})
-    return table
-
-
-def _matrix(rows: ScoredRows) -> metrics.Integers:
-    return metrics.confusion_matrix(rows.probabilities, rows.label_index)
-
-
 def _per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The classes, and what each is mostly mistaken for."""
     table = []
     for index, name in enumerate(CLASSES):
         counts = [
             int(evaluation.value(f"predicted_as_{column}", class_name=name))
             for column in CLASS_COLUMNS
         ]
-        n = sum(counts)
         others = [count if place != index else 0 for place, count in enumerate(counts)]
         mistaken_for = CLASSES[int(np.argmax(others))] if any(others) else None
         table.append(
             {
                 "name": name,
-                "cce": evaluation.figure("cce", class_name=name),
-                "auroc": evaluation.figure("auroc", class_name=name).value,
-                "sensitivity": counts[index] / n if n else None,
+                "n": sum(counts),
                 "mistaken_for": mistaken_for,
                 "mistaken": max(others),
             }
@@ -258,32 +203,53 @@ def _per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
     return table
 
 
-def _per_source(evaluation: Evaluation) -> list[dict[str, Any]]:
-    slices = dict.fromkeys(f.slice_name for f in evaluation.figures if f.slice_name != "all")
-    return [
-        {"name": name.split("=", 1)[1]}
-        | {metric: evaluation.figure(metric, slice_name=name) for metric in MEANS}
-        for name in slices
-    ]
+def _localised(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Figures of heat and boxes, of all classes and of each that has boxes."""
+    table = []
+    for name in ("all", *CLASSES):
+        figures = {m: evaluation.figure(m, class_name=name) for m in LOCALISATION.values()}
+        n = figures["pointing_game"].n
+        if n:
+            table.append({"name": "All with boxes" if name == "all" else name, "n": n, **figures})
+    return table
+
+
+def _changed(evaluation: Evaluation) -> dict[str, list[Shown]]:
+    """Images gained and lost against the other model, those of the greatest difference first."""
+    compared = evaluation.comparison
+    if compared is None:
+        return {}
+    labels = compared.rows.label_index
+    at = (np.arange(len(labels)), labels)
+    difference = np.abs(compared.rows.probabilities[at] - compared.theirs[at])
+    return {
+        name: _shown(compared.rows, _greatest(difference, which))
+        for name, which in (("gained", compared.gained), ("lost", compared.lost))
+    }
+
+
+def _greatest(difference: Floats, which: Booleans) -> list[int]:
+    places = np.flatnonzero(which)
+    order = np.argsort(-difference[places], kind="stable")
+    return [int(place) for place in places[order][:CHANGED]]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
     return UNKNOWN if value is None or np.isnan(value) else f"{value:,.{digits}f}"
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    if value is None or np.isnan(value):
-        return UNKNOWN
-    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+def _told(figure: Figure) -> str:
+    """A figure's value; one of too few images says so in its place."""
+    if figure.value is None:
+        return f"too few ({figure.n:,})" if figure.n else UNKNOWN
+    return percent(figure.value, 1) if figure.metric in SHARES else _number(figure.value)
 
 
 def _interval(figure: Figure) -> str:
+    if figure.value is None:
+        return ""
     if figure.ci_low is None or figure.ci_high is None:
         return "no interval"
-    if figure.metric == "accuracy":
-        return f"{100 * figure.ci_low:.1f} to {_percent(figure.ci_high, 1)}"
+    if figure.metric in SHARES:
+        return f"{100 * figure.ci_low:.1f} to {percent(figure.ci_high, 1)}"
     return f"{_number(figure.ci_low)} to {_number(figure.ci_high)}"
-
-
-def _known(value: object) -> object:
-    return UNKNOWN if value is None else value

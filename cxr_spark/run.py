@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+# The environment variable that says how much of its own log Spark shows on stderr.
+LOG_LEVEL = "CXR_SPARK_LOG_LEVEL"
 PROGRESS_SECONDS = 2.0  # between two lines
 PROGRESS_SECONDS_ON_A_TERMINAL = 0.2  # where a line takes the place of the one before
 CLEAR_LINE = "\r\x1b[K"

@@ -1,46 +1,29 @@
-"""Images in, rows of predictions out: a pandas UDF that loads the model once a worker."""
+"""Images in, rows of predictions out: what is new is scored in pieces, each with a commit."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from functools import partial, reduce
+from typing import Any, Protocol
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
-from pyspark import Accumulator, Broadcast
-from pyspark.sql import DataFrame, SparkSession, Window
-from pyspark.sql import functions as F
-from pyspark.sql import types as T
-from pyspark.sql.pandas.types import to_arrow_schema
+import pyarrow.compute as pc
+from pyspark.sql import SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
 
-from cxr_spark import commits, delta, tables
-from cxr_spark.artifact import Card, load_card, load_weights
-from cxr_spark.images import Preprocessing, facts_of_file
-from cxr_spark.labels import CLASS_COLUMNS, CLASSES
-from cxr_spark.sources import list_folder
+from cxr_spark import inference, prediction_rows, score_inputs
+from cxr_spark.images import Preprocessing
+from cxr_spark.prediction_commits import Writer
+from cxr_spark.scored import Scored
+from cxr_spark.scoring import Scoring
 from cxr_spark.tables import Warehouse
 
-# Images through the network at once: more gains nothing on a core and costs memory.
-IMAGES_AT_ONCE = 16
-ROWS_PER_TASK = 256
-BATCH_BYTES = 64 << 20
-LISTED = ("image_id", "path", "size_bytes", "modified_at", "reason", "detail")
-SAME_FILE = ("image_id", "size_bytes", "modified_at")
-RESULT = T.StructType(
-    [
-        *[T.StructField(name, T.StringType()) for name in ("content_sha256", "error", "detail")],
-        T.StructField("predicted_label", T.StringType()),
-        T.StructField("confidence", T.DoubleType()),
-        T.StructField("entropy", T.DoubleType()),
-        *[T.StructField(name, T.DoubleType()) for name in CLASS_COLUMNS],
-    ]
-)
-
-
-class ScoreError(ValueError):
-    """Something that can't be scored as asked; the message says what was expected."""
+# How long a piece should take: SIGTERM and --max-runtime end a run between two.
+PIECE_SECONDS = 30.0
+# Of the first piece, while nothing is known of the pace.
+FIRST_PIECE_OF_A_CORE = 16
+MOST_IMAGES_A_TASK, FEWEST_IMAGES_A_TASK = 64, 8
 
 
 class Progress(Protocol):
@@ -52,259 +35,216 @@ class Progress(Protocol):
     versions_written: dict[str, int]
 
     def say(self, text: str) -> None: ...
+    def progress(self, done: int, total: int, unit: str) -> None: ...
+    def safe_points(self) -> AbstractContextManager[None]: ...
+    def end_if_stopped(self) -> None: ...
+    @property
+    def seconds_left(self) -> float: ...
 
 
-class Plan(NamedTuple):
-    """What workers are sent: the artifact, how files become pixels, what needs no inference."""
-
-    model_folder: str
-    preprocessing: Preprocessing
-    known: Broadcast[dict[str, NDArray[np.float64]]]
-    model_loads: Accumulator[int]
-    inferred: Accumulator[int]
-
-
-class Pixels(NamedTuple):
-    """An image ready for the network, or, without pixels, the reason why it is none."""
-
-    content_sha256: str
-    pixels: bytes | None
-    error: str | None = None
-    detail: str | None = None
-
-
-def score_images(
-    spark: SparkSession,
-    warehouse: Warehouse,
-    model_folder: str | Path,
-    run: Progress,
-    *,
-    split: str = "all",
-    images_version: int | None = None,
-) -> None:
-    """Score the images of a split (or `all`) that this model version has not scored yet.
+def list_images(
+    warehouse: Warehouse, scoring: Scoring, run: Progress, split: str, version: int | None
+) -> pa.Table:
+    """The curated images of a split (or `all`); see `score_inputs.curated_images`.
 
     Args:
-        model_folder: the artifact.
-        images_version: of images; by default the published one.
-
-    Raises:
-        ScoreError: the images were preprocessed in another way than the model expects.
+        version: of images; None: the published one.
     """
-    card = _card(model_folder)
-    version = warehouse.current("images") if images_version is None else images_version
-    versions = warehouse.published_with(version).versions
-    images = warehouse.read(spark, "images", version)
-    if split != "all":
-        images = images.where(F.col("split") == split)
-    _check_preprocessing(images, card)
-    run.versions_read |= {"images": version, "images_raw": versions["images_raw"]}
-    places = warehouse.read(spark, "images_raw", versions["images_raw"])
-    rows = images.select("image_id", "content_sha256", "pixels").join(
-        F.broadcast(places.select("image_id", "path", "size_bytes", "modified_at")),
-        on="image_id",
-        how="inner",
+    at = warehouse.current("images") if version is None else version
+    published = warehouse.published_with(at).versions
+    run.versions_read |= {"images": at, "images_raw": published["images_raw"]}
+    return score_inputs.curated_images(
+        warehouse, at, published["images_raw"], split=split, card=scoring.card
     )
-    scored = _scored(spark, warehouse, card).select("image_id", "content_sha256")
-    todo = rows.join(scored, on=["image_id", "content_sha256"], how="left_anti")
-    run.counts["listed"] = images.count()
-    nothing = F.lit(None).cast("string")
-    columns = {"images_version": F.lit(version).cast("long"), "reason": nothing, "detail": nothing}
-    _score(spark, warehouse, todo.withColumns(columns), model_folder, card, run)
 
 
-def score_folders(
-    spark: SparkSession,
-    warehouse: Warehouse,
-    model_folder: str | Path,
-    folders: Sequence[str | Path],
-    run: Progress,
+def score(
+    spark: SparkSession, warehouse: Warehouse, listed: pa.Table, scoring: Scoring, run: Progress
 ) -> None:
-    """Score the image files below the folders that this model version has not scored yet.
+    """Score what the models haven't scored yet of what is listed, and commit it piece by piece.
 
-    A file with the same path, size and modification time as one that was scored is not opened.
+    A file that is known by path, size and time is not opened; a content that is known gets its
+    row without inference. Between two pieces the run may be stopped.
 
-    Raises:
-        SourceError: a folder is missing or can't be listed.
+    Args:
+        listed: by `list_images` or `score_inputs.image_files`.
     """
-    card = _card(model_folder)
-    listed = {file.image_id: file for folder in folders for file in list_folder(folder)}
-    schema = T.StructType([tables.schema("images_raw")[name] for name in LISTED])
-    rows = [{name: getattr(file, name) for name in LISTED} for file in listed.values()]
-    files = spark.createDataFrame(pa.Table.from_pylist(rows, to_arrow_schema(schema)), schema)
-    scored = _scored(spark, warehouse, card).where("images_version IS NULL").select(*SAME_FILE)
-    todo = files.join(scored, on=list(SAME_FILE), how="left_anti")
-    run.counts["listed"] = len(listed)
-    columns = {
-        "images_version": F.lit(None).cast("long"),
-        "content_sha256": F.lit(None).cast("string"),
-        "pixels": F.lit(None).cast("binary"),
-    }
-    _score(spark, warehouse, todo.withColumns(columns), model_folder, card, run)
+    versions = scoring.model_versions
+    writer = Writer(spark, warehouse, versions, run.run_id, may_repeat=scoring.rescore)
+    seen = None if scoring.rescore else writer.seen
+    known = [Scored.read(warehouse, version, seen) for version in versions]
+    settled = score_inputs.is_settled(listed, datetime.now(UTC))
+    is_file = pc.is_null(listed["images_version"])
+    unstable = pc.and_(is_file, pc.invert(settled))
+    todo = _todo(listed.filter(pc.invert(unstable)), known, scoring)
+    run.counts |= {"listed": len(listed), "unstable": pc.sum(unstable).as_py() or 0}
+    run.counts["skipped"] = len(listed) - len(todo) - run.counts["unstable"]
+    run.say(f"{len(todo):,} of {len(listed):,} to score with {', '.join(versions)}")
+    Pass(spark, scoring, known, writer, run).score(todo)
 
 
-def _card(model_folder: str | Path) -> Card:
-    """The card of an artifact whose weights are what it says, checked before anything runs."""
-    card = load_card(model_folder)
-    load_weights(model_folder, card)
-    return card
+def _todo(listed: pa.Table, known: Sequence[Scored], scoring: Scoring) -> pa.Table:
+    """The images that lack a row, those first that need no inference.
+
+    Beside the columns of what is listed: `lacks_0`, ... by model version; `asks_0`, ... by model,
+    whether its answer is needed, for a row of its own or the ensemble's; `is_work`, whether any is.
+    """
+    lacks = [pc.invert(one.holds(listed)) for one in known]
+    todo = listed
+    for number, column in enumerate(lacks):
+        todo = todo.append_column(f"lacks_{number}", column)
+    todo = todo.filter(reduce(pc.or_, lacks))
+    content = reduce(pc.coalesce, [one.content_of(todo) for one in known], todo["content_sha256"])
+    todo = todo.set_column(todo.column_names.index("content_sha256"), "content_sha256", content)
+    asks = []
+    for number in range(len(scoring.models)):
+        wanted = todo[f"lacks_{number}"]
+        if scoring.ensemble:
+            wanted = pc.or_(wanted, todo[f"lacks_{len(scoring.models)}"])
+        asks.append(pc.and_(wanted, pc.invert(known[number].has_answer(content))))
+        todo = todo.append_column(f"asks_{number}", asks[-1])
+    todo = todo.append_column("is_work", reduce(pc.or_, asks))
+    return todo.sort_by([(name, "ascending") for name in ("is_work", "part", "image_id")])
 
 
-def _check_preprocessing(images: DataFrame, card: Card) -> None:
-    found = [row.preprocessing for row in images.select("preprocessing").distinct().collect()]
-    if found and found != [card.preprocessing_fingerprint]:
-        raise ScoreError(
-            f"{card.model_version} expects images of preprocessing {card.preprocessing} and these "
-            "have another; curate with the same --image-size, or train a model on these"
+class Pass:
+    """One pass over what is to be scored: the pace, and what has been found so far."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        scoring: Scoring,
+        known: Sequence[Scored],
+        writer: Writer,
+        run: Progress,
+    ) -> None:
+        self.spark, self.scoring, self.known = spark, scoring, known
+        self.writer, self.run = writer, run
+        self.cores = spark.sparkContext.defaultParallelism
+        context = spark.sparkContext
+        self.meters = inference.Meters(
+            context.accumulator(0.0),
+            context.accumulator(0.0),
+            context.accumulator(0),
+            context.accumulator(0),
         )
+        self.worked, self.write_seconds = 0, 0.0
 
+    def score(self, todo: pa.Table) -> None:
+        """Score it in pieces, and count."""
+        self.run.counts |= {"scored": 0, "errors": 0}
+        if len(todo):
+            self.writer.prepare()
+        began, done = time.perf_counter(), 0
+        with self.run.safe_points():
+            for piece in self._pieces(todo):
+                self.run.end_if_stopped()
+                self._score_piece(piece)
+                done += len(piece)
+                self._count(time.perf_counter() - began)
+                self.run.progress(done, len(todo), "images")
+            self._count(time.perf_counter() - began)
 
-def _scored(spark: SparkSession, warehouse: Warehouse, card: Card) -> DataFrame:
-    if not warehouse.exists("predictions"):
-        return spark.createDataFrame([], tables.schema("predictions"))
-    predictions = warehouse.read(spark, "predictions")
-    return predictions.where(F.col("model_version") == card.model_version)
+    def _pieces(self, todo: pa.Table) -> Iterator[pa.Table]:
+        """What needs no inference by --commit-every, then the rest as the pace allows."""
+        is_work = todo["is_work"]
+        start, without = 0, len(todo) - (pc.sum(is_work).as_py() or 0)
+        while start < len(todo):
+            images = self.scoring.commit_every
+            if start < without:
+                images = min(images, without - start)
+            else:
+                images = min(images, self.images_of_a_piece())
+            yield todo.slice(start, images)
+            start += images
 
+    def images_of_a_piece(self) -> int:
+        least = FIRST_PIECE_OF_A_CORE * self.cores
+        if not self.worked:
+            return least
+        spent = self.meters.decode_seconds.value + self.meters.model_seconds.value
+        seconds = min(PIECE_SECONDS, self.run.seconds_left)
+        return max(least, int(seconds * self.cores * self.worked / max(spent, 1e-6)))
 
-def _score(
-    spark: SparkSession,
-    warehouse: Warehouse,
-    todo: DataFrame,
-    model_folder: str | Path,
-    card: Card,
-    run: Progress,
-) -> None:
-    """Score the rows and append them to predictions in one commit."""
-    waiting = todo.count()
-    run.counts |= {"skipped": run.counts["listed"] - waiting, "scored": waiting, "errors": 0}
-    run.say(f"{waiting:,} of {run.counts['listed']:,} to score with {card.model_version}")
-    if waiting == 0:
-        return
-    plan = Plan(
-        str(Path(model_folder).absolute()),
-        Preprocessing.from_json(card.preprocessing),
-        spark.sparkContext.broadcast(_known_contents(_scored(spark, warehouse, card))),
-        spark.sparkContext.accumulator(0),
-        spark.sparkContext.accumulator(0),
-    )
-    batch_rows = min(ROWS_PER_TASK, max(1, BATCH_BYTES // card.image_size**2))
-    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(batch_rows))
-    tasks = max(spark.sparkContext.defaultParallelism, -(-waiting // ROWS_PER_TASK))
-    rows = predict_rows(todo.repartition(tasks), plan).select(
-        "*",
-        F.lit(card.model_version).alias("model_version"),
-        F.lit(card.preprocessing_fingerprint).alias("preprocessing"),
-        F.current_timestamp().alias("scored_at"),
-        F.lit(run.run_id).alias("run_id"),
-    )
-    staged = warehouse.stage("predictions", rows)
-    run.counts["errors"] = delta.read_staged(spark, staged).where("error IS NOT NULL").count()
-    run.counts |= {"model_loads": plan.model_loads.value, "inferred": plan.inferred.value}
-    version = commits.commit(staged, run_id=run.run_id, sequence=0)
-    run.versions_written["predictions"] = version
+    def _score_piece(self, piece: pa.Table) -> None:
+        if piece["is_work"][-1].as_py():
+            found = self._found(piece)
+        else:
+            found = _nothing_found(piece, len(self.scoring.models))
+        rows = list(self._rows(piece, found))
+        began = time.perf_counter()
+        if rows and (version := self.writer.append(rows)) is not None:
+            self.run.versions_written["predictions"] = version
+        self.write_seconds += time.perf_counter() - began
 
+    def _found(self, piece: pa.Table) -> pa.Table:
+        """What workers find of a piece, in its order; they read and infer."""
+        known = [one.contents() for one in self.known[: len(self.scoring.models)]]
+        bounds = bounds_of_tasks(len(piece), self.cores)
+        broadcast = self.spark.sparkContext.broadcast(tuple(known))
+        plan = inference.Plan(
+            piece.drop_columns(["is_work"]).combine_chunks(),
+            bounds,
+            tuple(model.folder for model in self.scoring.models),
+            Preprocessing.from_json(self.scoring.card.preprocessing),
+            self.scoring.engine,
+            broadcast,
+            self.meters,
+        )
+        # What is to be done travels with the function: no shuffle has to bring it to the tasks.
+        tasks = self.spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
+        schema = inference.found_schema(len(self.scoring.models))
+        score_share = partial(inference.score_share, plan=plan)
+        found = tasks.mapInArrow(score_share, from_arrow_schema(schema)).toArrow()
+        broadcast.destroy()
+        assert len(found) == len(piece), (len(found), len(piece))
+        self.worked += len(piece)
+        return found.sort_by("number")
 
-def _known_contents(scored: DataFrame) -> dict[str, NDArray[np.float64]]:
-    """Probabilities by content: the same content is never inferred twice by a model version."""
-    rows = scored.where("error IS NULL").select("content_sha256", "probabilities.*")
-    return {row[0]: np.array(row[1:]) for row in rows.toLocalIterator()}
-
-
-def predict_rows(rows: DataFrame, plan: Plan) -> DataFrame:
-    """Predictions of images that come as pixels or as paths.
-
-    Args:
-        rows: image_id, path, size_bytes, modified_at, images_version, and content_sha256 and
-            pixels (uint8, image_size x image_size) or null, where the path is read; reason, detail
-            (not null: nothing to read).
-
-    Returns:
-        The columns of predictions that an image decides.
-    """
-    image = F.struct("path", "reason", "detail", "content_sha256", "pixels")
-    kept = ("image_id", "path", "size_bytes", "modified_at", "images_version")
-    scored = rows.select(*kept, _predictor(plan)(image).alias("result"))
-    # Tasks that met the same content at once differ in the last digits: the first row's count.
-    content = F.coalesce("result.content_sha256", "image_id")
-    same_content = Window.partitionBy(content).orderBy("image_id")
-    scored = scored.withColumn("result", F.first("result").over(same_content))
-    has_error = F.col("result.error").isNotNull()
-    probabilities = F.struct(*[F.col(f"result.{name}") for name in CLASS_COLUMNS])
-    results = [F.col(f"result.{f.name}") for f in RESULT if f.name not in CLASS_COLUMNS]
-    return scored.select(*kept, *results, F.when(~has_error, probabilities).alias("probabilities"))
-
-
-def _predictor(plan: Plan) -> Any:
-    @F.pandas_udf(RESULT)  # type: ignore[call-overload]
-    def predict(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for batch in batches:
-            images = [_pixels(row, plan.preprocessing) for row in batch.itertuples()]
-            yield _results(images, _probabilities(images, plan))
-
-    return predict
-
-
-def _pixels(row: Any, preprocessing: Preprocessing) -> Pixels:
-    if row.reason is not None:
-        return Pixels("", None, row.reason, row.detail)
-    if row.pixels is not None:
-        return Pixels(row.content_sha256, row.pixels)
-    facts = facts_of_file(row.path, preprocessing)
-    return Pixels(facts.content_sha256 or "", facts.pixels, facts.reason, facts.detail)
-
-
-def _probabilities(images: list[Pixels], plan: Plan) -> dict[str, NDArray[np.float64]]:
-    """Probabilities by content, of those known and those inferred now, each content once."""
-    known = plan.known.value
-    good = {image.content_sha256: image.pixels for image in images if image.pixels is not None}
-    found = {key: known[key] for key in good if key in known}
-    new = {key: pixels for key, pixels in good.items() if key not in known}
-    if not new:
-        return found
-    size = plan.preprocessing.size
-    pixels = np.frombuffer(b"".join(new.values()), np.uint8).reshape(-1, size, size)
-    predict = _loaded_model(plan)
-    rows = [predict(pixels[at : at + IMAGES_AT_ONCE]) for at in range(0, len(new), IMAGES_AT_ONCE)]
-    plan.inferred.add(len(new))
-    return found | dict(zip(new, np.concatenate(rows), strict=True))
-
-
-# Of this worker process: one model, kept from task to task.
-_loaded: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float64]]] = {}
-
-
-def _loaded_model(plan: Plan) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
-    if plan.model_folder not in _loaded:
-        # Drivers never come here, so they never pay for importing torch.
-        import torch
-
-        from cxr_spark import models
-
-        torch.set_num_threads(1)  # Spark runs a worker a core
-        model, card = models.load_model(plan.model_folder)
-        _loaded.clear()
-        _loaded[plan.model_folder] = partial(models.predict, model, card)
-        plan.model_loads.add(1)
-    return _loaded[plan.model_folder]
-
-
-def _results(images: list[Pixels], found: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
-    unscored = np.full(len(CLASSES), np.nan)
-    table = np.stack([unscored if i.error else found[i.content_sha256] for i in images])
-    best = table.argmax(axis=1)
-    confidence = table[np.arange(len(table)), best]
-    plogp = table * np.log(np.clip(table, 1e-300, None))
-    return pd.DataFrame(
-        {
-            "content_sha256": [image.content_sha256 or None for image in images],
-            "error": [image.error for image in images],
-            "detail": [image.detail for image in images],
-            "predicted_label": [
-                None if image.error else CLASSES[index]
-                for image, index in zip(images, best, strict=True)
-            ],
-            "confidence": confidence,
-            "entropy": -plogp.sum(axis=1),
-            **{name: table[:, place] for place, name in enumerate(CLASS_COLUMNS)},
+    def _rows(self, piece: pa.Table, found: pa.Table) -> Iterator[dict[str, Any]]:
+        """The rows of predictions of a piece, by image and model version; counts the images."""
+        findings = found.to_pylist()
+        said_by = prediction_rows.answers(findings, self.known, self.scoring)
+        of_run = {
+            "preprocessing": self.scoring.card.preprocessing_fingerprint,
+            "scored_at": datetime.now(UTC),
+            "run_id": self.run.run_id,
         }
-    )
+        for image, finding in zip(piece.to_pylist(), findings, strict=True):
+            if finding["reason"] == inference.UNSTABLE.reason:
+                self.run.counts["unstable"] += 1
+                continue
+            rows = list(prediction_rows.rows_of(image, finding, said_by, self.known))
+            self.run.counts["scored" if rows else "skipped"] += 1
+            self.run.counts["errors"] += finding["reason"] is not None
+            yield from (row | of_run for row in rows)
+
+    def _count(self, seconds: float) -> None:
+        meters, counts = self.meters, self.run.counts
+        counts |= {
+            "inferred": meters.inferred.value,
+            "model_loads": meters.model_loads.value,
+            "decode_seconds": round(meters.decode_seconds.value, 3),
+            "model_seconds": round(meters.model_seconds.value, 3),
+            "write_seconds": round(self.write_seconds, 3),
+            "images_per_second": round(counts["scored"] / seconds, 2),
+        }
+
+
+def bounds_of_tasks(images: int, cores: int) -> list[int]:
+    """Where each task's share of a piece begins, and the end: large shares first, small last.
+
+    So few tasks cost their start, and no core waits long for the others at the end.
+    """
+    bounds = [0]
+    while bounds[-1] < images:
+        left = images - bounds[-1]
+        share = min(MOST_IMAGES_A_TASK, max(FEWEST_IMAGES_A_TASK, left // (2 * cores)))
+        bounds.append(min(images, bounds[-1] + share))
+    return bounds
+
+
+def _nothing_found(piece: pa.Table, models: int) -> pa.Table:
+    """Of images whose contents all models know: nothing beyond the content."""
+    found = pa.Table.from_pylist([{}] * len(piece), inference.found_schema(models))
+    return found.set_column(1, "content_sha256", piece["content_sha256"])

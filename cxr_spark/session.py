@@ -13,6 +13,7 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from cxr_spark import storage
+from cxr_spark.run import LOG_LEVEL
 
 # What each is for: docs of cxr_spark.delta and README, "Spark settings". A setting given on the
 # command line, in a properties file or in PYSPARK_SUBMIT_ARGS wins over these.
@@ -34,8 +35,6 @@ SETTINGS = {
 }
 # In local mode nothing needs to be reached from another machine.
 LOOPBACK = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
-# The environment variable that says how much of its own log Spark shows on stderr.
-LOG_LEVEL = "CXR_SPARK_LOG_LEVEL"
 LOG_SETTINGS = Path(str(resources.files("cxr_spark.conf"))) / "log4j2.properties"
 GIBIBYTE = 1 << 30
 WATCH_SECONDS = 10.0

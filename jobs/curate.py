@@ -1,9 +1,10 @@
 """Ingest the source folders, curate the nine-class data set and publish it."""
 
 import argparse
+import shlex
 from pathlib import Path
 
-from cxr_spark import curate, ingest, job, labels
+from cxr_spark import curate, curation_report, html_pages, ingest, job, labels
 from cxr_spark.images import FITS, Preprocessing
 from cxr_spark.manifest import parse_manifests
 from cxr_spark.pseudonyms import find_salt, keep_salt, salt_id
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _add_policy(options.add_argument_group("what is an image of the data set"))
     runs = options.add_argument_group("the run")
     runs.add_argument("--strict", action="store_true", help="the audit's warnings refuse too")
+    runs.add_argument("--report", metavar="FILE", help="write an HTML report of the run here")
     runs.add_argument("--full", action="store_true", help="start over: read all, split all afresh")
     runs.add_argument(
         "--commit-every",
@@ -103,6 +105,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         raise job.InputError(f"no source is given: at least one of --{named}")
     if options.commit_every < 1:
         raise job.InputError(f"--commit-every {options.commit_every}: at least one file")
+    report = html_pages.target(options.report) if options.report else None
     preprocessing = Preprocessing(size=options.image_size, fit=options.fit)
     policy = Policy(
         labels.parse_selection(options.select, [*labels.SOURCES, *manifests]),
@@ -137,7 +140,13 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
             afresh=options.full,
             strict=options.strict,
         )
+        if report:
+            run.say("writing the report")
+            curation_report.write(spark, warehouse, run, report)
+            run.outputs["report"] = str(report)
     run.outputs["warehouse"] = str(warehouse.root)
+    train = ["jobs/train.py", "--warehouse", str(warehouse.root), "--models", "models"]
+    run.next_steps.append(shlex.join(train))
 
 
 if __name__ == "__main__":

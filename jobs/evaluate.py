@@ -1,15 +1,22 @@
 """Judge a model: its predictions beside the labels, into metrics and an HTML report."""
 
 import argparse
+import shlex
 
-from cxr_spark import job, report
-from cxr_spark.evaluate import SEEN, evaluate
+from cxr_spark import html_pages, job, report
+from cxr_spark.evaluate import evaluate
+from cxr_spark.judged_images import SEEN
 from cxr_spark.session import spark_session
 from cxr_spark.tables import Warehouse
 
 EXAMPLES = """examples:
   jobs/evaluate.py --warehouse demo/warehouse --report demo/report.html
-  jobs/evaluate.py --warehouse demo/warehouse --model-version V --split val"""
+  jobs/evaluate.py --warehouse demo/warehouse --model-version V --split val
+  jobs/evaluate.py --warehouse demo/warehouse --compare OLDER_VERSION"""
+QUESTION = (
+    "SELECT slice, round(value, 3) AS cce, n FROM latest_metrics "
+    "WHERE model_version = '{model}' AND split = '{split}' AND class = 'all' AND metric = 'cce'"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model-version", metavar="V", help="default: the newest in models")
     options.add_argument("--split", default="test", choices=SEEN, help="default: test")
     options.add_argument("--report", metavar="FILE", help="also write an HTML report there")
+    options.add_argument(
+        "--compare", metavar="V", help="another model version, judged on the same images"
+    )
     options.add_argument(
         "--allow-missing",
         action="store_true",
@@ -30,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def main(options: argparse.Namespace, run: job.Run) -> None:
     """Evaluate, then write the report if one is asked for."""
     warehouse = Warehouse(options.warehouse)
-    report_file = report.target(options.report) if options.report else None
+    report_file = html_pages.target(options.report) if options.report else None
     with spark_session("cxr_spark evaluate", run.say) as spark:
         evaluation = evaluate(
             spark,
@@ -39,10 +49,14 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
             model_version=options.model_version,
             split=options.split,
             allow_missing=options.allow_missing,
+            compare=options.compare,
         )
         if report_file is not None:
             report.write(spark, warehouse, evaluation, report_file)
             run.outputs["report"] = str(report_file)
+    question = QUESTION.format(model=evaluation.model["model_version"], split=options.split)
+    place = shlex.quote(options.warehouse)
+    run.next_steps.append(f'jobs/query.py --warehouse {place} "{question}"')
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Draw synthetic chest radiographs in the exact layouts of the four public sources."""
 
 import argparse
+import shlex
 
 from cxr_spark import job, sample
 
@@ -32,6 +33,8 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     run.counts |= {f"rejects_{reason}": count for reason, count in written.rejects.items()}
     run.outputs |= {source: f"{options.out}/{source}" for source in written.files}
     run.say(f"drew the four sources into {options.out}")
+    folders = [part for name in written.files for part in (f"--{name}", f"{options.out}/{name}")]
+    run.next_steps.append(shlex.join(["jobs/curate.py", "--warehouse", "warehouse", *folders]))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Score images with a trained model, those that it has not scored yet, into predictions."""
+"""Score images with trained models, those that they have not scored yet, into predictions."""
 
 import argparse
+from typing import Any
 
-from cxr_spark import job, score
-from cxr_spark.artifact import load_card
+from cxr_spark import drift, engines, job, score, score_inputs, submission
+from cxr_spark.scoring import COMMIT_EVERY, Scoring, check_ensemble, load_model
 from cxr_spark.session import spark_session
 from cxr_spark.tables import Warehouse
 
 EXAMPLES = """examples:
   score.py --warehouse warehouse --model models/VERSION --split test
   score.py --warehouse warehouse --model models/VERSION --input /archive/2026-11-23
+  score.py --warehouse warehouse --model models/A --model models/B --ensemble both --input /archive
 A bad image is a row with an error; a rerun scores only what is new or changed."""
 
 
@@ -17,41 +19,80 @@ def parser() -> argparse.ArgumentParser:
     """The options of the job."""
     options = job.parser("score", __doc__, EXAMPLES)
     options.add_argument("--warehouse", required=True, help="folder of the Delta tables")
-    options.add_argument("--model", required=True, help="the artifact's folder, <models>/<version>")
-    what = options.add_mutually_exclusive_group(required=True)
-    splits = ("train", "val", "test", "all")
-    what.add_argument("--split", choices=splits, help="score curated images of this split")
-    what.add_argument(
-        "--input", nargs="+", action="extend", metavar="DIR", help="score the image files below"
+    options.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="the artifact's folder, <models>/<version>; several: all in one pass",
     )
     options.add_argument(
+        "--ensemble", metavar="NAME", help="also rows of the models' mean, as model_version NAME"
+    )
+    what = options.add_argument_group("what is scored: --split, or --input and --paths")
+    splits = ("train", "val", "test", "all")
+    what.add_argument("--split", choices=splits, help="curated images of this split")
+    what.add_argument(
         "--images-version", type=int, metavar="V", help="of the curated images (the published one)"
     )
+    many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    what.add_argument("--input", metavar="DIR", help="the image files below", **many)
+    what.add_argument(
+        "--paths",
+        metavar="FILE",
+        help="the files named in the column path of a Delta table, Parquet or CSV",
+        **many,
+    )
+    what.add_argument("--rescore", action="store_true", help="what has been scored, too")
+    how = options.add_argument_group("how")
+    how.add_argument("--engine", choices=engines.ENGINES, default="auto", help="(%(default)s)")
+    how.add_argument(
+        "--commit-every",
+        type=int,
+        default=COMMIT_EVERY,
+        metavar="N",
+        help="images between two commits, at most; what a kill costs (%(default)s)",
+    )
+    job.add_max_runtime(how, "end after the piece at work then; a rerun goes on from there")
+    job.add_metrics_file(how)
+    how.add_argument("--submission", metavar="FILE", help="also a CSV of id and probabilities")
     return options
 
 
 def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
-    if options.input and options.images_version is not None:
-        raise job.InputError("--images-version goes with --split, not with --input")
+    is_of_files = bool(options.input or options.paths)
+    if is_of_files == bool(options.split):
+        raise job.InputError("give either --split, or --input or --paths, or both of these")
+    if is_of_files and options.images_version is not None:
+        raise job.InputError("--images-version goes with --split")
+    scoring = Scoring(
+        tuple(load_model(folder) for folder in options.model),
+        options.ensemble,
+        options.rescore,
+        options.commit_every,
+        options.engine,
+    )
+    if options.submission and len(scoring.model_versions) > 1 and not scoring.ensemble:
+        raise job.InputError("--submission goes with one --model, or with an --ensemble")
+    place = submission.target(options.submission) if options.submission else None
     warehouse = Warehouse(options.warehouse)
-    version = load_card(options.model).model_version
-    run.extra["model_version"] = version
+    run.resolved |= check_ensemble(warehouse, scoring)
     with spark_session("cxr_spark score", run.say) as spark:
-        if options.input:
-            run.lock(warehouse.root, f"score-{version}")
-            score.score_folders(spark, warehouse, options.model, options.input, run)
+        if is_of_files:
+            listed = score_inputs.image_files(options.input, options.paths)
         else:
-            warehouse.current("images")
-            run.lock(warehouse.root, f"score-{version}")
-            score.score_images(
-                spark,
-                warehouse,
-                options.model,
-                run,
-                split=options.split,
-                images_version=options.images_version,
+            listed = score.list_images(
+                warehouse, scoring, run, options.split, options.images_version
             )
+        for version in scoring.model_versions:
+            run.lock(warehouse.root, f"score-{version}")
+        run.extra["model_version"] = scoring.model_versions[-1]
+        score.score(spark, warehouse, listed, scoring, run)
+        if place:
+            submission.write(place, listed, warehouse, scoring, run)
+        if is_of_files and run.counts["scored"]:
+            drift.watch(spark, warehouse, run, scoring.model_versions)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ announce() { # TITLE
   printf '\n[%d/%d, %d s] %s\n' "$number" "$steps" "$((SECONDS - began))" "$1"
 }
 
-hush() { # what the JVM and Spark say at each start, and what tells nothing here
-  grep --line-buffered -vE '^WARNING: Using incubator|default log4j profile|^Setting default log level|^To adjust logging|WARN (NativeCodeLoader|Utils):' || true
+hush() { # what the JVM says at each start
+  grep --line-buffered -v '^WARNING: Using incubator modules' || true
 }
 
 job() { # NAME OPTION...: show the command and run it; its summary goes to demo/summaries/NAME.json
@@ -66,8 +66,8 @@ job train --warehouse "$warehouse" --models demo/models --epochs "$epochs"
 model=$(value train model)
 version=$(value train model_version)
 
-announce "Score the test images"
-job score --warehouse "$warehouse" --model "$model" --split test
+announce "Score the images of all splits: val decides from when on a class counts as found"
+job score --warehouse "$warehouse" --model "$model" --split all
 
 announce "Evaluate against the labels, and write the report"
 job evaluate --warehouse "$warehouse" --model-version "$version" --report demo/report.html
@@ -85,6 +85,7 @@ cat <<END
 Done in $((SECONDS - began)) s.
   CCE on test          $(value evaluate outputs cce)   (categorical cross-entropy in nats; lower is better)
   knowing the source   $(value evaluate outputs cce_source_only)   (on the same rows, by the class shares of each source alone)
+  a glance at borders  $(value evaluate outputs cce_border_only)   (on the same rows, a small model of borders and 16x16 thumbnails)
   knowing nothing      $(value evaluate outputs cce_prior)   (on the same rows, by the class shares of train)
   report               demo/report.html
 

@@ -1,9 +1,15 @@
-"""Softmax and temperature scaling do what their definitions say."""
+"""Softmax, prior correction and temperature scaling do what their definitions say."""
 
 import numpy as np
 import pytest
 
-from cxr_spark.calibration import TEMPERATURES, fit_temperature, softmax
+from cxr_spark.calibration import (
+    TEMPERATURES,
+    fit_temperature,
+    logit_offset,
+    probabilities,
+    softmax,
+)
 from cxr_spark.metrics import cce
 
 
@@ -45,3 +51,22 @@ def test_rows_that_are_all_right_do_not_ask_for_certainty() -> None:
 
 def test_rows_that_are_all_wrong_ask_for_the_softest() -> None:
     assert fit_temperature([[3.0, 0.0], [0.0, 3.0]], [1, 0]) == pytest.approx(TEMPERATURES[1])
+
+
+def test_the_offset_turns_posteriors_of_one_prior_into_those_of_another() -> None:
+    likelihoods = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+    wanted, learned = np.array([0.7, 0.2, 0.1]), np.array([1, 1, 1]) / 3
+    logits = np.log(likelihoods * learned)
+    posteriors = likelihoods * wanted / (likelihoods * wanted).sum(axis=1, keepdims=True)
+    found = probabilities(logits, 1.0, logit_offset(wanted, learned))
+    np.testing.assert_allclose(found, posteriors)
+
+
+def test_the_offset_comes_before_the_temperature() -> None:
+    found = probabilities([[1.0, 0.0]], 2.0, [0.0, 1.0])
+    np.testing.assert_allclose(found, [[0.5, 0.5]])
+
+
+def test_equal_priors_and_absent_classes_have_no_offset() -> None:
+    assert not logit_offset([0.5, 0.5, 0.0], [0.5, 0.5, 0.0]).any()
+    assert logit_offset([0.6, 0.4, 0.0], [0.5, 0.5, 0.0])[2] == 0

@@ -1,79 +1,30 @@
-"""Training learns, keeps its best epoch, repeats by seed; ranks agree, fail loudly, end as one."""
+"""Training learns, keeps its best epoch, and goes on after interruptions as if there were none."""
 
 import json
-import os
-import signal
+import random
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cxr_spark import fit as module
-from cxr_spark.fit import (
-    Diverged,
-    FitPlan,
-    Logits,
-    evaluate,
-    fit,
-    learning_rate_share,
-    make_optimizer,
-    train_statistics,
-)
-from cxr_spark.models import build_model
-from cxr_spark.ranks import Place, first_failure
-from cxr_spark.reader import RowFile
-
-SIZE = 32
-ALONE = Place()
+from cxr_spark.artifact import CLASSES
+from cxr_spark.fit import Diverged, Training
+from cxr_spark.read_plans import RowFile
+from cxr_spark.training_plan import TrainingPlan
+from cxr_spark.training_run import begin
+from cxr_spark.validation import Logits, evaluate
+from tests.conftest import REPOSITORY
+from tests.toys import SIZE, launch, toy_images, toy_plan, trained, write_images
 
 
-def toy_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright square whose place among nine tells the class."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 9
-    pixels = rng.integers(0, 128, (count, SIZE, SIZE), dtype=np.uint8)
-    for image, label in zip(pixels, labels, strict=True):
-        row, column = divmod(int(label), 3)
-        image[10 * row + 2 : 10 * row + 10, 10 * column + 2 : 10 * column + 10] += 100
-    return pixels, labels
-
-
-def toy_file(path: Path, count: int, seed: int) -> RowFile:
-    pixels, labels = toy_images(count, seed)
-    columns = {
-        "label_index": pa.array(labels, pa.int32()),
-        "pixels": pa.array([image.tobytes() for image in pixels], pa.binary()),
-    }
-    pq.write_table(pa.table(columns), path)
-    return RowFile(str(path), count)
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> FitPlan:
-    root = tmp_path_factory.mktemp("toy")
-    return FitPlan(
-        architecture="resnet18",
-        image_size=SIZE,
-        train_files=(toy_file(root / "a", 64, 0), toy_file(root / "b", 44, 1)),
-        val_files=(toy_file(root / "c", 150, 2),),
-        epochs=4,
-        batch_size=16,
-        learning_rate=2e-3,
-        seed=0,
-    )
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,199 +32,312 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def launch(program: str, *arguments: object, ranks: int = 2) -> subprocess.Popen:
-    """Start a program in several ranks by torchrun, as TorchDistributor does."""
-    lines = textwrap.dedent(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-    return subprocess.Popen(
-        [*command, f"--nproc-per-node={ranks}", sys.executable, "-c", lines, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stderr=subprocess.PIPE,
-        text=True,
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> TrainingPlan:
+    return toy_plan(tmp_path_factory.mktemp("toy"))
+
+
+def with_options(plan: TrainingPlan, **options: object) -> TrainingPlan:
+    return replace(plan, options=replace(plan.options, **options))
+
+
+@pytest.fixture(scope="module")
+def short(plan: TrainingPlan) -> TrainingPlan:
+    """Two epochs of seven steps, with a checkpoint at each third step."""
+    return with_options(plan, epochs=2, checkpoint_every=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(short: TrainingPlan, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """What an interrupted run of `short` must come to."""
+    return trained(short, tmp_path_factory.mktemp("undisturbed"))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is written after it."""
+
+
+def after(steps: int, *, killed: bool = False) -> Callable[[], bool]:
+    """A request to stop, or a kill, before the step that comes after so many."""
+    taken = iter(range(steps))
+
+    def should_stop() -> bool:
+        over = next(taken, None) is None
+        if over and killed:
+            raise Killed
+        return over
+
+    return should_stop
+
+
+def same_state(one: Training, other: Training) -> bool:
+    """Whether weights, optimiser, and what was measured are the same, bit for bit."""
+    first, second = one.learner.tensors(), other.learner.tensors()
+    timed = [[m | {"seconds": 0} for m in training.standing.metrics] for training in (one, other)]
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and timed[0] == timed[1]
     )
 
 
-def plan_as_json(plan: FitPlan, path: Path) -> Path:
-    path.write_text(json.dumps(plan.__dict__))
-    return path
-
-
-READ_PLAN = """
-import json, sys
-from cxr_spark.fit import FitPlan
-from cxr_spark.reader import RowFile
-values = json.load(open(sys.argv[1]))
-for name in ("train_files", "val_files"):
-    values[name] = tuple(RowFile(*file) for file in values[name])
-plan, folder = FitPlan(**values), sys.argv[2]
-"""
-
-
-def test_a_model_learns_and_says_how_well(plan: FitPlan) -> None:
+def test_a_model_learns_and_says_how_well(plan: TrainingPlan, tmp_path: Path) -> None:
     lines: list[str] = []
-    model, fitted = fit(plan, ALONE, lines.append)
+    training = trained(plan, tmp_path, say=lines.append)
+    weights, onnx, fitted = training.results()
     cces = [epoch["val_cce"] for epoch in fitted.metrics]
     assert [epoch["epoch"] for epoch in fitted.metrics] == [1, 2, 3, 4]
     assert fitted.metrics[-1]["train_cce"] < 0.5 * fitted.metrics[0]["train_cce"]
-    assert min(cces) < 0.5
-    assert fitted.val_cce_uncalibrated == min(cces) == cces[fitted.kept_epoch - 1]
-    assert fitted.val_cce < fitted.val_cce_uncalibrated
-    statistics = module.Statistics(fitted.mean, fitted.std, fitted.train_counts)
-    val = evaluate(model, plan.val_files, SIZE, ALONE, statistics)
-    assert val.cce(fitted.temperature) == pytest.approx(fitted.val_cce, abs=1e-9)
-    assert "epoch 4 of 4, step 28 of 28" in lines[-1] and lines[-1].endswith(" 0 s left")
-
-
-def test_the_same_seed_gives_the_same_weights_and_another_gives_others(plan: FitPlan) -> None:
-    short = replace(plan, epochs=1)
-    first, again, other = (
-        fit(replace(short, seed=seed), ALONE, lambda line: None)[0].state_dict()
-        for seed in (3, 3, 4)
+    assert fitted.val_cce_uncalibrated == min(cces) == cces[fitted.kept_epoch - 1] < 0.5
+    assert fitted.val_cce <= fitted.val_cce_uncalibrated
+    assert "epoch 4 of 4, step 28 of 28" in lines[-1]
+    model = module.build_model("resnet18")
+    model.load_state_dict(module.safetensors.torch.load(weights))
+    val = evaluate(model, plan.val_files, SIZE, training.place, training.statistics)
+    assert module.cce(val.probabilities(training.offset, fitted.temperature), val.labels) == (
+        pytest.approx(fitted.val_cce, abs=1e-9)
     )
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["fc.weight"], other["fc.weight"])
+    assert len(onnx) > 4e7
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
+    short: TrainingPlan, undisturbed: Training, tmp_path: Path
+) -> None:
+    assert same_state(trained(short, tmp_path / "again"), undisturbed)
+    other = trained(with_options(short, seed=4, epochs=1), tmp_path / "other")
+    assert other.standing.metrics[0] != undisturbed.standing.metrics[0]
+
+
+def test_stops_and_kills_at_any_step_change_nothing(
+    short: TrainingPlan, undisturbed: Training, tmp_path: Path
+) -> None:
+    # Twice within the first epoch, once before a checkpoint was written, and at its very end.
+    for steps in (2, 1, 4, 1):
+        with pytest.raises(Killed):
+            trained(short, tmp_path, should_stop=after(steps, killed=True))
+    stopped = [trained(short, tmp_path, should_stop=after(steps)) for steps in (0, 2, 2)]
+    assert [training.standing.step for training in stopped][1:] == [5, 7]
+    resumed = trained(short, tmp_path)
+    assert same_state(resumed, undisturbed)
+    assert resumed.results()[0] == undisturbed.results()[0]
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    short: TrainingPlan, undisturbed: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = module.checkpoints.write_json, []
+
+    def dying(path: Path, content: dict) -> None:
+        written.append(content["standing"]["step"])
+        if len(written) == 3:
+            raise Killed
+        real(path, content)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module.checkpoints, "write_json", dying)
+        trained(short, tmp_path)
+    assert written == [3, 6, 7]
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["standing"]["step"] == 6
+    assert same_state(trained(short, tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ema": 0.9}, {"imbalance": "sampling"}, {"arch": "efficientnet_b0", "batch_size": 54}],
+)
+def test_averages_draws_and_dropout_go_on_as_they_were(
+    short: TrainingPlan, tmp_path: Path, options: dict
+) -> None:
+    plan = with_options(short, **{"epochs": 1, "batch_size": 27} | options)
+    trained(plan, tmp_path / "resumed", should_stop=after(1))
+    assert same_state(trained(plan, tmp_path / "resumed"), trained(plan, tmp_path / "undisturbed"))
+
+
+def test_a_finished_run_trains_no_further(
+    short: TrainingPlan, tmp_path: Path, undisturbed: Training
+) -> None:
+    trained(short, tmp_path)
+    began = time.monotonic()
+    again = trained(short, tmp_path, should_stop=after(0, killed=True))
+    assert time.monotonic() - began < 5
+    assert same_state(again, undisturbed)
+
+
+def test_metrics_csv_holds_each_epoch_once_after_an_interruption(
+    short: TrainingPlan, tmp_path: Path
+) -> None:
+    trained(short, tmp_path, should_stop=after(9))
+    trained(short, tmp_path)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,step,train_cce,val_cce,val_accuracy,val_ece,val_auroc_")
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "7"], ["2", "14"]]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, margins: list[float]) -> list[torch.Tensor]:
+    """Let validations find logits of these margins for the true class; the weights they saw."""
+    seen: list[torch.Tensor] = []
+
+    def evaluation(model: torch.nn.Module, *rest: object) -> Logits:
+        margin = margins[len(seen)]
+        seen.append(model.get_parameter("fc.weight").detach().clone())
+        return Logits(np.eye(9, dtype=np.float32) * margin, np.arange(9))
+
+    monkeypatch.setattr(module, "evaluate", evaluation)
+    return seen
 
 
 def test_the_epoch_with_the_lowest_val_cce_is_kept(
-    plan: FitPlan, monkeypatch: pytest.MonkeyPatch
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[torch.Tensor] = []
-    margins = iter([1.0, 5.0, -20.0])  # a spike at the end
-
-    def scripted(model: torch.nn.Module, *rest: object) -> Logits:
-        seen.append(model.get_parameter("fc.weight").detach().clone())
-        return Logits(np.eye(9, dtype=np.float32) * next(margins), np.arange(9))
-
-    monkeypatch.setattr(module, "evaluate", scripted)
-    model, fitted = fit(replace(plan, epochs=3), ALONE, lambda line: None)
+    seen = scripted(monkeypatch, [1.0, 5.0, -20.0])  # a spike at the end
+    training = trained(with_options(plan, epochs=3, batch_size=54), tmp_path)
+    weights, _, fitted = training.results()
     assert fitted.kept_epoch == 2
-    assert torch.equal(model.get_parameter("fc.weight"), seen[1])
+    assert torch.equal(module.safetensors.torch.load(weights)["fc.weight"], seen[1])
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_a_loss_that_is_no_number_ends_the_run(plan: FitPlan) -> None:
-    with pytest.raises(Diverged, match="in epoch 1: try a lower learning rate"):
-        fit(replace(plan, learning_rate=1e30), ALONE, lambda line: None)
-
-
-def test_train_statistics_are_those_of_all_pixels(plan: FitPlan) -> None:
-    (first, first_labels), (second, second_labels) = toy_images(64, 0), toy_images(44, 1)
-    pixels = np.concatenate([first, second]) / 255
-    statistics = train_statistics(plan, ALONE)
-    assert statistics.mean == pytest.approx(pixels.mean(), abs=1e-12)
-    assert statistics.std == pytest.approx(pixels.std(), abs=1e-12)
-    assert statistics.counts == np.bincount([*first_labels, *second_labels]).tolist()
-
-
-def test_evaluation_is_over_every_row_in_the_order_of_the_files(plan: FitPlan) -> None:
-    torch.manual_seed(0)
-    model = build_model("resnet18")
-    statistics = train_statistics(plan, ALONE)
-    val = evaluate(model, plan.val_files, SIZE, ALONE, statistics)
-    pixels, labels = toy_images(150, 2)
-    inputs = torch.from_numpy((pixels[:, None] / 255 - statistics.mean) / statistics.std).float()
-    with torch.inference_mode():
-        np.testing.assert_allclose(val.logits, model.eval()(inputs).numpy(), atol=1e-4)
-    assert (val.labels == labels).all()
-
-
-def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
-    shares = [learning_rate_share(step, 100) for step in range(101)]
-    assert shares[:8] == pytest.approx([(step + 1) / 8 for step in range(8)])
-    assert max(shares) == 1.0
-    assert shares[8 + 46] == pytest.approx(0.5)
-    assert shares[100] == pytest.approx(0.0)
-    assert all(later <= earlier for earlier, later in pairwise(shares[8:]))
-
-
-def test_norms_and_biases_are_not_decayed() -> None:
-    model = build_model("resnet18")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decay = {
-        names[id(parameter)]: group["weight_decay"]
-        for group in make_optimizer(model, 1e-3).param_groups
-        for parameter in group["params"]
-    }
-    assert decay.keys() == set(names.values())
-    assert decay["conv1.weight"] == decay["fc.weight"] == 0.05
-    undecayed = {"bn1.weight", "bn1.bias", "fc.bias", "layer1.0.bn1.weight"}
-    assert {decay[name] for name in undecayed} == {0.0}
-
-
-def test_two_ranks_agree_with_each_other_and_evaluate_like_one(
-    plan: FitPlan, tmp_path: Path
+def test_patience_ends_a_run_that_gets_no_better_but_not_for_a_spike(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = READ_PLAN + textwrap.dedent(
-        """
-        import dataclasses, numpy, torch
-        from cxr_spark import fit, ranks
-        from cxr_spark.models import build_model
-        with ranks.joined(folder) as place:
-            torch.manual_seed(0)
-            model = build_model("resnet18")
-            statistics = fit.train_statistics(plan, place)
-            val = fit.evaluate(model, plan.val_files, plan.image_size, place, statistics)
-            model, fitted = fit.fit(dataclasses.replace(plan, epochs=1), place, print)
-            weights = {name: value.numpy() for name, value in model.state_dict().items()}
-            numpy.savez(f"{folder}/{place.rank}.npz", logits=val.logits, labels=val.labels,
-                mean=statistics.mean, std=statistics.std, counts=statistics.counts,
-                val_cce=fitted.val_cce, train_cce=fitted.metrics[0]["train_cce"], **weights)
-        """
+    scripted(monkeypatch, [1.0, -20.0, 5.0, 4.0, 3.0])
+    training = trained(with_options(plan, epochs=9, batch_size=108, patience=2), tmp_path)
+    assert len(training.standing.metrics) == 5
+
+
+def test_time_that_is_up_ends_the_run_within_an_epoch_and_validated(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    endless = with_options(plan, epochs=None, batch_size=16)
+    seconds = module.schedule.FINISH_SECONDS + 4
+    began = time.monotonic()
+    training = trained(endless, tmp_path, seconds_left=seconds)
+    assert time.monotonic() - began < seconds
+    standing = training.standing
+    assert standing.ended and standing.metrics[-1]["step"] == standing.step > 0
+    assert training.results()[2].val_rows == 150
+
+
+def test_time_that_is_up_just_after_a_validation_ends_the_run_there(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.schedule.Schedule, "share", lambda self, step: step / 7)
+    training = trained(with_options(plan, epochs=None), tmp_path)
+    assert [epoch["step"] for epoch in training.standing.metrics] == [7]
+    assert training.results()[2].kept_epoch == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run(plan: TrainingPlan, tmp_path: Path) -> None:
+    broken = with_options(plan, learning_rate=0.99, clip=1e30, warm_up=0.0)
+    training = Training(broken, tmp_path)
+    with torch.no_grad():
+        training.learner.model.get_parameter("fc.weight").fill_(float("nan"))
+    with pytest.raises(Diverged, match="in epoch 1: try a lower learning rate"):
+        training.run()
+
+
+def test_against_imbalance_val_cce_is_that_of_the_natural_shares(tmp_path: Path) -> None:
+    """With a prior of eight to one, uncorrected probabilities of a weighted loss are worse."""
+    pixels, labels = toy_images(450, seed=0)
+    blurred = (pixels // 8 + np.random.default_rng(1).integers(0, 224, pixels.shape)) // 1
+    kept = np.flatnonzero((labels == 0) | (np.arange(450) % 8 == 0))
+    images, classes = blurred[kept].astype(np.uint8), labels[kept]
+    half = len(kept) // 2
+    files = [
+        write_images(tmp_path / name, images[part], classes[part])
+        for name, part in (("train", slice(half)), ("val", slice(half, None)))
+    ]
+    plan = toy_plan(tmp_path, epochs=3, imbalance="weights")
+    plan = replace(plan, train_files=tuple(files[:1]), val_files=tuple(files[1:]))
+    training = trained(plan, tmp_path / "run")
+    val = evaluate(
+        training.learner.judged, plan.val_files, SIZE, training.place, training.statistics
     )
-    ranks = launch(program, plan_as_json(plan, tmp_path / "plan.json"), tmp_path)
-    assert ranks.wait(timeout=120) == 0, ranks.communicate()[1]
-    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
-    assert {name for name in first if not np.array_equal(first[name], second[name])} == set()
-    torch.manual_seed(0)
-    statistics = train_statistics(plan, ALONE)
-    alone = evaluate(build_model("resnet18"), plan.val_files, SIZE, ALONE, statistics)
-    assert (first["mean"], first["std"]) == (statistics.mean, statistics.std)
-    assert first["counts"].tolist() == statistics.counts
-    assert np.array_equal(first["logits"], alone.logits)
-    assert np.array_equal(first["labels"], alone.labels)
+    assert val.cce(training.offset) < val.cce(np.zeros(len(CLASSES)))
+    assert training.standing.metrics[-1]["val_cce"] == val.cce(training.offset)
+
+
+TWO_RANKS = """
+import sys, torch, json
+from cxr_spark import ranks
+from cxr_spark.fit import Training, evaluate
+from cxr_spark.training_run import open_run
+run = open_run(sys.argv[1])
+with ranks.joined(run.folder) as place:
+    training = Training(run.plan, run.folder, place)
+    taken = iter(range(int(sys.argv[2])))
+    training.should_stop = lambda: place.rank == 1 and next(taken, None) is None
+    ended = training.run()
+    torch.save((ended, training.learner.tensors(), training.statistics, training.standing.metrics),
+        f"{run.folder}/state-{place.rank}.pt")
+"""
+
+
+def test_two_ranks_agree_stop_together_and_go_on(plan: TrainingPlan, tmp_path: Path) -> None:
+    run = begin(tmp_path, replace(with_options(plan, epochs=1, workers=2), run_id="two"))
+    for steps, ends in ((3, False), (99, True)):
+        ranks = launch(TWO_RANKS, run.folder, steps)
+        assert ranks.wait(timeout=200) == 0, ranks.communicate()[1]
+        first, second = (
+            torch.load(run.folder / f"state-{rank}.pt", weights_only=False) for rank in (0, 1)
+        )
+        assert first[0] is second[0] is ends
+        assert first[2] == second[2]
+        assert {
+            name for name in first[1] if not torch.equal(first[1][name], second[1][name])
+        } == set()
+        assert json.loads((run.folder / "checkpoint.json").read_text())["standing"]["step"] == (
+            7 if ends else 3
+        )
+    assert [m[0]["val_cce"] for m in (first[3], second[3])] == [first[3][0]["val_cce"]] * 2
 
 
 def test_a_rank_that_fails_ends_the_run_with_its_own_traceback(
-    plan: FitPlan, tmp_path: Path
+    plan: TrainingPlan, tmp_path: Path
 ) -> None:
-    missing = replace(plan, train_files=(plan.train_files[0], RowFile(str(tmp_path / "gone"), 44)))
-    program = READ_PLAN + "from cxr_spark.fit import run_rank; run_rank(plan, folder)"
+    gone = RowFile(str(tmp_path / "gone"), 44)
+    run = begin(tmp_path, replace(plan, train_files=(plan.train_files[0], gone), run_id="broken"))
     began = time.monotonic()
-    ranks = launch(program, plan_as_json(missing, tmp_path / "plan.json"), tmp_path)
+    ranks = launch(
+        "import sys; from cxr_spark.fit import run_rank; run_rank(sys.argv[1])", run.folder
+    )
     assert ranks.wait(timeout=120) != 0
     assert time.monotonic() - began < 60
-    failure = first_failure(tmp_path)
+    failure = run.failure
     assert failure is not None and failure.startswith("rank-1:\nTraceback")
     assert "ReadFailed" in failure and str(tmp_path / "gone") in failure
     assert "train_statistics" in failure
-    assert not (tmp_path / "fitted.json").exists()
+    assert not run.has_trained
 
 
-def test_ranks_end_when_their_parent_is_killed(plan: FitPlan, tmp_path: Path) -> None:
-    program = """
-    import os, pathlib, sys, time
-    from cxr_spark import ranks
-    with ranks.joined(sys.argv[1]) as place:
-        pathlib.Path(sys.argv[1], f"pid-{place.rank}").write_text(str(os.getpid()))
-        time.sleep(300)
-    """
-    parent = launch(program, tmp_path)
-    pids = [tmp_path / f"pid-{rank}" for rank in range(2)]
-    wait_until(lambda: all(path.exists() and path.read_text() for path in pids), 60)
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    wait_until(lambda: not any(is_alive(int(path.read_text())) for path in pids), 10)
+KILLED_ANYWHERE = """
+import os, random, signal, sys, threading, torch
+from pathlib import Path
+from cxr_spark.fit import Training
+from cxr_spark.training_run import open_run
+torch.set_num_threads(1)
+run = open_run(sys.argv[1])
+if len(sys.argv) > 2:
+    threading.Timer(float(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+training = Training(run.plan, run.folder)
+training.run()
+Path(run.folder, "weights").write_bytes(training.results()[0])
+os._exit(0)
+"""
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
+@pytest.mark.long
+def test_a_dozen_kills_at_random_moments_change_no_bit(
+    short: TrainingPlan, undisturbed: Training, tmp_path: Path
+) -> None:
+    moments = random.Random(0)
+    run = begin(tmp_path, replace(short, run_id="killed"))
+    kills = 0
+    while not (run.folder / "weights").exists():
+        seconds = [moments.uniform(0.5, 8)] if kills < 12 else []
+        command = [sys.executable, "-c", KILLED_ANYWHERE, run.folder, *map(str, seconds)]
+        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=300)
+        assert ended.returncode in (-9, 0), ended.stderr[-2000:]
+        kills += ended.returncode == -9
+    assert kills > 0
+    assert (run.folder / "weights").read_bytes() == undisturbed.results()[0]

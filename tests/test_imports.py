@@ -16,16 +16,25 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports from the layers below its own; at the bottom and among the
 # parts also from its own. Stages don't import each other: they meet through tables.
 LAYERS = {
-    "concepts": """labels reasons pseudonyms listing sources sources_nih manifest
+    "concepts": """run labels reasons pseudonyms listing sources sources_nih manifest
         images image_arrays dicom isolation duplicates groups splits metrics figures
-        calibration artifact phantom phantom_anatomy phantom_bones phantom_findings
+        bootstrap baselines operating_points scored_rows slice_figures slices
+        comparison localisation charts evaluation_words
+        calibration artifact backbones imbalance train_options drift_figures html_pages
+        phantom phantom_anatomy phantom_bones phantom_findings
         phantom_frame phantom_opacities sample_layouts sample_traps""",
-    "parts": """storage delta staging commits tables
+    "parts": """storage delta staging file_statistics commits tables
         near_duplicates selection ledger leakage expectations data_docs
-        file_scan reader augment models ranks fit sql sql_errors sql_gate sql_output
+        judged_images refusals glances explain file_scan
+        read_plans reader augment models pretrained gradcam ranks
+        training_plan training_run schedule checkpoints validation learner training_log fit
+        model_card distribute forecast engines onnx_export inference
+        score_inputs scored scoring prediction_rows prediction_commits submission
+        sql sql_errors sql_gate sql_output
         sql_parameters sql_prompt sql_views sql_users sql_rows sql_metadata sql_dialect sql_engine
-        sql_thrift sql_server retention""",
-    "stages": "ingest curate train score evaluate maintenance report sample job session",
+        sql_thrift sql_server retention drift operator_metrics curation_facts""",
+    "stages": """ingest curate train score evaluate maintenance report curation_report sample job
+        session""",
     "jobs": """jobs.check_leakage jobs.curate jobs.evaluate jobs.maintain jobs.query jobs.sample
         jobs.score jobs.serve_sql jobs.train""",
 }
@@ -39,15 +48,24 @@ MAY_IMPORT = {
     "deltalake": "delta commits maintenance",
     "petastorm": "reader",
     "great_expectations": "expectations data_docs",
-    "pyspark": """delta staging commits tables near_duplicates leakage selection expectations ledger
+    "pyspark": """delta staging file_statistics commits tables near_duplicates leakage selection
+        expectations ledger
         duplicates groups splits file_scan sql sql_errors sql_output sql_parameters
         sql_rows sql_metadata sql_dialect sql_engine sql_thrift ingest curate train score evaluate
-        maintenance report session""",
+        score_inputs scored inference prediction_commits
+        maintenance report session drift curation_facts curation_report judged_images glances
+        explain
+        distribute""",
+    "onnx": "onnx_export",
+    "onnxruntime": "engines",
     "TCLIService": "sql_rows sql_thrift",
     "pydicom": "dicom",
     "gdcm": "dicom",
-    "torch": "augment models ranks fit reader train score",
-    "torchvision": "models fit",
+    "torch": """augment checkpoints engines explain fit forecast gradcam learner models onnx_export
+        pretrained
+        ranks validation""",
+    "torchvision": "models",
+    "tensorboardX": "training_log",
 }
 
 

@@ -31,6 +31,7 @@ options = job.parser("toy", "A toy.")
 options.add_argument("--warehouse", required=True)
 options.add_argument("--do", default="pass")
 options.add_argument("--lock", action="store_true")
+job.add_metrics_file(options)
 job.start("toy", options, main, **{arguments})
 """
 
@@ -120,6 +121,31 @@ def _wait_for(path: Path) -> None:
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert path.exists()
+
+
+def test_a_metrics_file_tells_of_runs_that_fail_too(tmp_path: Path) -> None:
+    gauges = tmp_path / "toy.prom"
+    common = ("--warehouse", str(tmp_path / "w"), "--metrics-file", str(gauges))
+    assert ended(start(tmp_path, *common))[0] == 0
+    assert 'cxr_spark_run_exit_code{command="toy",file="toy"} 0' in gauges.read_text()
+    assert ended(start(tmp_path, *common, "--do", "raise OSError('disk')"))[0] == 1
+    assert 'cxr_spark_run_exit_code{command="toy",file="toy"} 1' in gauges.read_text()
+    code, summary, _, _ = ended(start(tmp_path, *common[:3], str(tmp_path / "toy.txt")))
+    assert (code, summary["status"]) == (2, "invalid")
+
+
+def test_a_quiet_run_says_nothing_but_what_went_wrong(tmp_path: Path) -> None:
+    common = ("--warehouse", str(tmp_path / "w"), "--quiet", "--do")
+    _, _, _, stderr = ended(start(tmp_path, *common, "run.say('words'); run.progress(1, 1, 'x')"))
+    assert "words" not in stderr and "1 of 1" not in stderr
+    _, _, _, stderr = ended(start(tmp_path, *common, "raise job.InputError('wrong')"))
+    assert "invalid: wrong" in stderr
+
+
+def test_the_end_says_where_things_are_and_what_to_run_next(tmp_path: Path) -> None:
+    body = "run.outputs['report'] = '/r.html'; run.next_steps.append('jobs/query.py')"
+    _, _, _, stderr = ended(start(tmp_path, "--warehouse", str(tmp_path / "w"), "--do", body))
+    assert stderr.splitlines()[-2:] == ["[toy]   report  /r.html", "[toy]   next    jobs/query.py"]
 
 
 def test_sigterm_stops_cleanly_with_exit_0(tmp_path: Path) -> None:

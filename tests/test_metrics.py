@@ -1,10 +1,13 @@
-"""Metrics against scikit-learn, worked examples and a plain-loop bootstrap."""
+"""Metrics against scikit-learn, torchmetrics and worked examples."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as judge
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cxr_spark import metrics
 
@@ -121,92 +124,37 @@ def test_float32_probabilities_as_a_network_gives_them_are_distributions() -> No
     assert metrics.cce(narrow, labels) == pytest.approx(metrics.cce(probabilities, labels), 1e-5)
 
 
-def test_the_prior_knows_the_class_shares_of_train() -> None:
-    counts = np.array([6, 3, 1, 0, 0, 0, 0, 0, 0])
-    labels = np.array([0, 0, 1, 2])
-    prior = metrics.prior_probabilities(counts, labels)
-    np.testing.assert_allclose(prior, np.tile(counts / 10, (4, 1)))
-    expected = -(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4
-    assert metrics.cce(prior, labels) == pytest.approx(expected, **CLOSE)
+@pytest.mark.parametrize("bins", [10, 15])
+def test_ece_agrees_with_torchmetrics_as_far_as_its_single_precision_goes(bins: int) -> None:
+    probabilities, labels = CASES["smooth"]
+    given, truth = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    theirs = multiclass_calibration_error(given, truth, 9, n_bins=bins, norm="l1")
+    assert metrics.ece(probabilities, labels, bins) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_a_class_that_train_lacks_is_smoothed_only_where_it_is_needed() -> None:
-    counts = np.array([9, 0, 0, 0, 0, 0, 0, 0, 0])
-    unneeded = metrics.prior_probabilities(counts, np.array([0]))
-    needed = metrics.prior_probabilities(counts, np.array([0, 8]))
-    np.testing.assert_allclose(unneeded[0], np.eye(9)[0])
-    np.testing.assert_allclose(needed[0], np.array([10, 1, 1, 1, 1, 1, 1, 1, 1]) / 18)
+@pytest.mark.parametrize("case", CASES)
+def test_ece_agrees_with_a_plain_loop_over_the_bins(case: str) -> None:
+    probabilities, labels = CASES[case]
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, 16)
+    edges[-1] = 2
+    error = 0.0
+    for low, high in itertools.pairwise(edges):
+        there = (confidence >= low) & (confidence < high)
+        if there.any():
+            error += there.mean() * abs(hit[there].mean() - confidence[there].mean())
+    assert metrics.ece(probabilities, labels) == pytest.approx(error, **CLOSE)
 
 
-def test_source_only_gives_each_image_the_shares_of_its_own_source() -> None:
-    counts = {"nih": np.array([3, 1, 0, 0, 0, 0, 0, 0, 0]), "covid": np.array([0, 0, 5] + [0] * 6)}
-    sources = np.array(["covid", "nih", "new", "nih"])
-    given = metrics.source_only_probabilities(counts, sources, np.array([2, 0, 4, 1]))
-    np.testing.assert_allclose(given[0], np.eye(9)[2])
-    np.testing.assert_allclose(given[1], [0.75, 0.25] + [0] * 7)
-    np.testing.assert_allclose(given[2], np.full(9, 1 / 9))
-    np.testing.assert_allclose(given[3], given[1])
+def test_ece_of_sure_answers_is_the_share_of_wrong_ones() -> None:
+    sure = np.eye(9)[[0, 1, 2, 3]]
+    assert metrics.ece(sure, [0, 1, 2, 4]) == pytest.approx(0.25)
+    assert metrics.ece(sure, [0, 1, 2, 3]) == 0
 
 
-def test_one_source_that_needs_smoothing_leaves_the_other_exact() -> None:
-    counts = {"nih": np.array([3, 1, 0, 0, 0, 0, 0, 0, 0]), "covid": np.array([0, 0, 5] + [0] * 6)}
-    given = metrics.source_only_probabilities(counts, ["covid", "nih"], [3, 0])
-    np.testing.assert_allclose(given[0], np.array([1, 1, 6, 1, 1, 1, 1, 1, 1]) / 14)
-    np.testing.assert_allclose(given[1], [0.75, 0.25] + [0] * 7)
+def test_bins_of_confidence_are_closed_below_and_the_last_one_above_too() -> None:
+    assert metrics.confidence_bin([0.0, 0.249, 0.25, 0.75, 1.0], 4).tolist() == [0, 0, 1, 3, 3]
 
 
-def test_the_share_of_the_gain_is_none_where_there_is_no_gain() -> None:
-    assert metrics.share_of_gain(2.0, 1.2, 1.0) == pytest.approx(0.8)
-    assert metrics.share_of_gain(2.0, 1.0, 1.5) == pytest.approx(2.0)
-    assert metrics.share_of_gain(2.0, 1.0, 2.0) is None
-
-
-def test_the_bootstrap_agrees_with_a_plain_loop_over_the_same_draws() -> None:
-    generator = np.random.default_rng(6)
-    groups = generator.choice(list("abcdefg"), size=40)
-    values = generator.normal(size=(40, 2))
-    names = np.unique(groups)
-    draws = np.random.default_rng(9).integers(0, len(names), size=(200, len(names)))
-    expected = [
-        np.concatenate([values[groups == names[g]] for g in draw]).mean(axis=0) for draw in draws
-    ]
-    ours = metrics.bootstrap_means(values, groups, resamples=200, seed=9)
-    np.testing.assert_allclose(ours, expected, atol=1e-12)
-
-
-def test_pieces_of_the_bootstrap_are_no_different_from_the_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    values, groups = np.arange(64.0)[:, None], np.arange(64)
-    whole = metrics.bootstrap_means(values, groups, resamples=100)
-    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", 64 * 7)
-    np.testing.assert_array_equal(metrics.bootstrap_means(values, groups, resamples=100), whole)
-
-
-def test_intervals_are_over_groups_so_copies_of_a_patient_narrow_nothing() -> None:
-    generator = np.random.default_rng(7)
-    values, groups = generator.normal(size=(50, 1)), np.arange(50)
-    once = metrics.intervals(values, groups)
-    ten_times = metrics.intervals(np.repeat(values, 10, axis=0), np.repeat(groups, 10))
-    np.testing.assert_allclose(ten_times, once, atol=1e-12)
-    by_image = metrics.intervals(np.repeat(values, 10, axis=0), np.arange(500))
-    assert np.diff(by_image, axis=0) < np.diff(once, axis=0) / 2
-
-
-def test_an_interval_is_near_the_one_that_theory_gives() -> None:
-    values = np.random.default_rng(8).normal(loc=3.0, size=(2000, 1))
-    low, high = metrics.intervals(values, np.arange(2000))[:, 0]
-    half = 1.96 / math.sqrt(2000)
-    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
-
-
-def test_intervals_repeat_by_seed_and_differ_between_seeds() -> None:
-    values, groups = np.random.default_rng(1).normal(size=(30, 1)), np.arange(30)
-    first = metrics.intervals(values, groups, seed=1)
-    np.testing.assert_array_equal(first, metrics.intervals(values, groups, seed=1))
-    assert not np.array_equal(first, metrics.intervals(values, groups, seed=2))
-
-
-def test_one_group_has_no_interval() -> None:
-    assert np.isnan(metrics.intervals(np.ones((5, 2)), ["a"] * 5)).all()
+def test_without_rows_ece_is_not_a_number() -> None:
+    assert math.isnan(metrics.ece(np.empty((0, 9)), np.array([], dtype=int)))

@@ -8,20 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from cxr_spark import artifact
-from cxr_spark.artifact import ArtifactError, Card, load_card, save_artifact
-from cxr_spark.calibration import softmax
+from cxr_spark.artifact import ArtifactError, Card, load_card, load_onnx, save_artifact
+from cxr_spark.backbones import BACKBONES
+from cxr_spark.calibration import probabilities
+from cxr_spark.checkpoints import serialise
 from cxr_spark.labels import CLASSES
-from cxr_spark.models import (
-    BACKBONES,
-    UnknownArchitecture,
-    build_model,
-    load_model,
-    predict,
-    serialise,
-    standardise,
-)
+from cxr_spark.models import UnknownArchitecture, build_model, load_model, predict, standardise
 
 CARD = Card(
     architecture="resnet18",
@@ -33,8 +28,10 @@ CARD = Card(
     std=0.2,
     temperature=0.7,
     train_counts=(1,) * 9,
-    train_priors=(1 / 9,) * 9,
+    train_priors=(0.2, *(0.1,) * 8),
+    learned_priors=(1 / 9,) * 9,
     images_version=3,
+    images_sha256="a" * 64,
     label_policy="sole",
     arguments={"arch": "resnet18", "images_version": None},
     metrics=({"epoch": 1, "val_cce": 2.0},),
@@ -42,6 +39,7 @@ CARD = Card(
     val_rows=9,
     val_cce=1.9,
     val_cce_uncalibrated=2.0,
+    val_ece=0.01,
     packages={"torch": torch.__version__},
     run_id="train-1",
     created_at="2030-01-02T03:04:05+00:00",
@@ -54,7 +52,9 @@ CARD = Card(
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     torch.manual_seed(0)
     model = build_model("resnet18").eval()
-    return save_artifact(tmp_path_factory.mktemp("models"), CARD, serialise(model)), model
+    return save_artifact(
+        tmp_path_factory.mktemp("models"), CARD, serialise(model.state_dict()), b"onnx"
+    ), model
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_grey_image_gives_what_it_gives_by_three_channels_in_the_original(
     architecture: str,
 ) -> None:
     torch.manual_seed(0)
-    original = BACKBONES[architecture].build(weights=None, num_classes=9).eval()
+    original = getattr(torchvision.models, architecture)(weights=None, num_classes=9).eval()
     torch.manual_seed(0)
     model = build_model(architecture).eval()
     images = torch.rand(2, 1, 64, 64)
@@ -108,25 +108,25 @@ def test_a_loaded_model_predicts_what_the_saved_one_did(
     pixels = random_pixels()
     with torch.inference_mode():
         logits = original(standardise(torch.from_numpy(pixels), 0.5, 0.2))
-    np.testing.assert_allclose(
-        predict(model, card, pixels), softmax(logits.numpy(), 0.7), rtol=1e-4
-    )
+    offset = np.log([1.8, *[0.9] * 8])  # from equal shares to those of train
+    expected = probabilities(logits.numpy(), 0.7, offset)
+    np.testing.assert_allclose(predict(model, card, pixels), expected, rtol=1e-4)
 
 
-def test_the_card_comes_back_as_it_was_with_version_and_weights_hash(
+def test_the_card_comes_back_as_it_was_with_version_and_hashes(
     saved: tuple[Path, torch.nn.Module],
 ) -> None:
     card = load_card(saved[0])
-    assert replace(card, model_version="", weights_sha256="") == CARD
+    assert replace(card, model_version="", weights_sha256="", onnx_sha256="") == CARD
     assert card.model_version == saved[0].name
     assert card.model_version.startswith("resnet18-20300102T030405Z-")
 
 
-def test_an_artifact_is_weights_and_card_and_nothing_pickled(
+def test_an_artifact_is_weights_onnx_and_card_and_nothing_pickled(
     saved: tuple[Path, torch.nn.Module],
 ) -> None:
     files = {path.name: path.read_bytes() for path in saved[0].iterdir()}
-    assert files.keys() == {"card.json", "weights.safetensors"}
+    assert files.keys() == {"card.json", "weights.safetensors", "model.onnx"}
     header_length = int.from_bytes(files["weights.safetensors"][:8], "little")
     json.loads(files["weights.safetensors"][8 : 8 + header_length])
     json.loads(files["card.json"])
@@ -142,13 +142,22 @@ def test_a_changed_byte_of_the_weights_is_refused(folder: Path, place: int) -> N
         load_model(folder)
 
 
+def test_a_changed_byte_of_the_graph_is_refused(folder: Path) -> None:
+    card = load_card(folder)
+    assert load_onnx(folder, card) == b"onnx"
+    (folder / "model.onnx").write_bytes(b"onny")
+    with pytest.raises(ArtifactError, match=r"model\.onnx: its SHA-256"):
+        load_onnx(folder, card)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('"temperature": 0.7', '"temperature": 0.8', "does not fit its version"),
         ('"Covid"', '"Flu"', "does not fit its version"),
+        ('"learned_priors"', '"learnt_priors"', "keys missing or unknown"),
         ('"temperature"', '"temperatur"', "keys missing or unknown: .*'temperatur'"),
-        ('"card_format": 1', '"card_format": 2', "its format is 2"),
+        ('"card_format": 2', '"card_format": 1', "its format is 1, this package reads 2"),
         ("{", "[", "Expecting"),
     ],
 )
@@ -162,12 +171,12 @@ def test_a_changed_card_is_refused(folder: Path, old: str, new: str, message: st
 def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
     card = replace(CARD, classes=CLASSES[::-1])
     with pytest.raises(ArtifactError, match="the model's classes are"):
-        load_card(save_artifact(tmp_path, card, b"weights"))
+        load_card(save_artifact(tmp_path, card, b"weights", b"onnx"))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     card = replace(CARD, architecture="resnet50")
-    folder = save_artifact(tmp_path, card, serialise(build_model("resnet18")))
+    folder = save_artifact(tmp_path, card, serialise(build_model("resnet18").state_dict()), b"")
     with pytest.raises(ArtifactError, match="weights of another network"):
         load_model(folder)
 
@@ -180,21 +189,18 @@ def test_a_folder_that_lacks_a_file_is_refused(folder: Path, name: str) -> None:
 
 
 def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
-    folder = save_artifact(tmp_path, CARD, b"weights")
+    folder = save_artifact(tmp_path, CARD, b"weights", b"onnx")
     before = (folder / "card.json").stat().st_mtime_ns
-    with pytest.raises(FileExistsError, match="never overwritten"):
-        save_artifact(tmp_path, CARD, b"weights")
+    assert save_artifact(tmp_path, CARD, b"weights", b"onnx") == folder
     assert (folder / "card.json").stat().st_mtime_ns == before
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_other_weights_or_another_card_give_another_version(tmp_path: Path) -> None:
-    cards = [CARD, CARD, replace(CARD, temperature=0.8)]
-    folders = [
-        save_artifact(tmp_path, card, weights)
-        for card, weights in zip(cards, [b"a", b"b", b"a"], strict=True)
-    ]
-    assert len({folder.name for folder in folders}) == 3
+def test_other_files_or_another_card_give_another_version(tmp_path: Path) -> None:
+    other = replace(CARD, temperature=0.8)
+    contents = [(CARD, b"a", b"a"), (CARD, b"b", b"a"), (CARD, b"a", b"b"), (other, b"a", b"a")]
+    folders = [save_artifact(tmp_path, *content) for content in contents]
+    assert len({folder.name for folder in folders}) == 4
 
 
 def test_a_save_that_ends_midway_leaves_nothing_under_a_valid_name(
@@ -206,8 +212,8 @@ def test_a_save_that_ends_midway_leaves_nothing_under_a_valid_name(
         seen.append([path.name for path in tmp_path.iterdir()])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifact, "_sync_folder", stop)
+    monkeypatch.setattr(artifact, "sync_folder", stop)
     with pytest.raises(KeyboardInterrupt):
-        save_artifact(tmp_path, CARD, b"weights")
+        save_artifact(tmp_path, CARD, b"weights", b"onnx")
     assert [name.startswith(".unfinished-") for name in seen[0]] == [True]
     assert list(tmp_path.iterdir()) == []

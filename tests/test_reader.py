@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark import reader
-from cxr_spark.reader import RowFile, plan_evaluation, plan_training, read_batches
+from cxr_spark.read_plans import ReaderInputError, ReadPlan, RowFile, plan_evaluation, plan_training
+from cxr_spark.reader import read_batches
 from cxr_spark.tables import Warehouse
 from tests.conftest import Chain
 
@@ -51,13 +52,13 @@ def ids_of(batches: list[reader.Batch]) -> list[str]:
     return [str(image_id) for batch in batches for image_id in batch.columns["image_id"]]
 
 
-def read(plan: reader.ReadPlan) -> list[reader.Batch]:
+def read(plan: ReadPlan) -> list[reader.Batch]:
     return list(read_batches(plan, image_size=SIZE, columns=["image_id"]))
 
 
 def train_plans(
     files: list[RowFile], world: int, batch_size: int = 6, seed: int = 1, epoch: int = 0
-) -> list[reader.ReadPlan]:
+) -> list[ReadPlan]:
     return [
         plan_training(files, batch_size=batch_size, seed=seed, epoch=epoch, rank=rank, world=world)
         for rank in range(world)
@@ -127,7 +128,7 @@ def test_a_rank_repeats_at_most_one_row_and_only_with_batches_of_one_row(tmp_pat
 
 
 def test_fewer_rows_than_ranks_are_refused() -> None:
-    with pytest.raises(reader.ReaderInputError, match="3 workers need at least 3 rows"):
+    with pytest.raises(ReaderInputError, match="3 workers need at least 3 rows"):
         train_plans([RowFile("a", 2)], world=3)
 
 
@@ -293,7 +294,7 @@ def test_rows_that_no_model_could_take_are_refused(
 
 def test_a_path_that_no_url_can_hold_is_refused(tmp_path: Path) -> None:
     file = write_file(tmp_path / "a#b" / "part.parquet", range(3))
-    with pytest.raises(reader.ReaderInputError, match="no '#'"):
+    with pytest.raises(ReaderInputError, match="no '#'"):
         read(plan_evaluation([file], batch_size=5, rank=0, world=1))
 
 

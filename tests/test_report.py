@@ -1,6 +1,7 @@
 """The HTML report: nothing from outside, everything escaped, the right pictures and figures."""
 
 import base64
+import html
 import io
 import re
 from collections.abc import Iterator
@@ -14,15 +15,24 @@ import pytest
 from PIL import Image
 from pyspark.sql import SparkSession
 
-from cxr_spark import metrics, report
-from cxr_spark.figures import Evaluation, ScoredRows, figures_of
+from cxr_spark import charts, html_pages, metrics, report
+from cxr_spark.comparison import Comparison
+from cxr_spark.comparison import figures_of as comparison_figures
+from cxr_spark.figures import Evaluation, Yardsticks, figures_of
 from cxr_spark.labels import CLASSES
+from cxr_spark.localisation import METRICS as LOCALISATION
+from cxr_spark.operating_points import choose
+from cxr_spark.report import Pictures
+from cxr_spark.scored_rows import ScoredRows
+from cxr_spark.slice_figures import Figure
 from cxr_spark.tables import Warehouse
+from tests import browser
+from tests.conftest import Chain
 
 EVIL = "nih:<script>alert(1)</script>.png"
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 # HTML's elements without an end, and those of SVG that the page writes as <.../>.
-VOID = {"meta", "img", "br", "rect", "line", "path"}
+VOID = {"meta", "img", "br", "rect", "line", "path", "circle"}
 
 
 def evaluation(
@@ -44,6 +54,10 @@ def evaluation(
         group_id=np.array([f"g{i // 2}" for i in range(n)]),
         label_index=truth,
         probabilities=probabilities,
+        slices={
+            "source": np.array([source] * n),
+            "sex": np.array([["F", "M", "F"][i % 3] for i in range(n)]),
+        },
     )
     counts = {"n": n, "missing": missing, "errors": 0, "related": 0}
     train_counts = {source: np.arange(1, 10)}
@@ -63,15 +77,15 @@ def evaluation(
         "run_id": "train-1",
         "created_at": NOW,
     }
-    figures = figures_of(rows, train_counts, counts)
+    yardsticks = Yardsticks(train_counts, np.full((n, 9), 1 / 9), choose(rows))
+    figures = figures_of(rows, yardsticks, counts)
     return Evaluation(model, "test", 3, 5, rows, figures, counts)
 
 
 def page_of(given: Evaluation) -> str:
-    shown = [*report.confident_mistakes(given.rows), *report.clear_hits(given.rows)]
     pixels = np.arange(64, dtype=np.uint8).tobytes()
-    thumbnails = {picture.image_id: report.thumbnail(pixels, 8) for picture in shown}
-    return report.render(given, thumbnails, made_at=NOW)
+    pictures = dict.fromkeys(report.pictured(given), html_pages.thumbnail(pixels))
+    return report.render(given, Pictures(pictures, pictures), made_at=NOW)
 
 
 class Page(HTMLParser):
@@ -128,7 +142,7 @@ def test_nothing_is_asked_from_outside_and_nothing_runs(page: Page) -> None:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
             if name in {"src", "href", "srcset", "poster", "data", "action"}:
-                assert value.startswith("data:image/png;base64,")
+                assert value.startswith(("data:image/png;base64,", "#"))
     style = (Path(report.__file__).parent / "templates" / "_style.html").read_text("utf-8")
     assert "url(" not in style
     assert "@import" not in style
@@ -149,12 +163,12 @@ def test_names_from_data_are_shown_and_not_run(page: Page) -> None:
 
 def test_pictures_decode_and_have_words_for_those_who_cannot_see_them(page: Page) -> None:
     images = list(page.all("img"))
-    assert len(images) == 2 + 9
+    assert len(images) == 2 * (2 + 9)
     for attributes in images:
         encoded = attributes["src"].removeprefix("data:image/png;base64,")
         picture = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
         assert picture.size == (8, 8)
-        assert "labelled" in attributes["alt"]
+        assert "labelled" in attributes["alt"] or "with heat" in attributes["alt"]
     for attributes in page.all("svg"):
         assert attributes["role"] == "img"
         assert attributes["aria-label"]
@@ -162,14 +176,14 @@ def test_pictures_decode_and_have_words_for_those_who_cannot_see_them(page: Page
 
 def test_every_table_has_a_caption_and_scoped_headings(page: Page) -> None:
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("table") == tags.count("caption") == 4
-    assert {attributes.get("scope") for attributes in page.all("th")} == {"col", "row"}
+    assert tags.count("table") == tags.count("caption") == 7
+    assert {attributes.get("scope") for attributes in page.all("th")} == {"col", "row", "rowgroup"}
 
 
-def test_the_headline_stands_beside_both_baselines_and_the_share_of_the_source() -> None:
+def test_the_headline_stands_beside_the_baselines_and_the_share_of_the_source() -> None:
     given = evaluation()
     page = Page(page_of(given))
-    for name in ("cce", "cce_prior", "cce_source_only"):
+    for name in ("cce", "cce_prior", "cce_source_only", "cce_border_only"):
         assert f"{given.value(name):.3f}" in page.words
     low, high = given.figure("cce")[4:6]
     assert f"95 % interval {low:.3f} to {high:.3f}" in page.words
@@ -221,7 +235,7 @@ def test_no_more_mistakes_are_shown_than_the_page_has_room_for() -> None:
 
 
 def test_roc_curves_run_from_corner_to_corner_and_an_absent_class_has_none() -> None:
-    panels = report.roc_panels(evaluation(labels=[0, 1, 2] * 5).rows)
+    panels = charts.roc_panels(evaluation(labels=[0, 1, 2] * 5).rows)
     assert [panel.name for panel in panels] == list(CLASSES)
     for panel in panels[:3]:
         assert panel.path.startswith("M0.0 100.0L")
@@ -245,15 +259,6 @@ def test_what_the_model_does_not_say_is_a_dash() -> None:
     assert "None" not in words
 
 
-def test_a_thumbnail_is_the_pixels_and_large_ones_shrink() -> None:
-    pixels = np.arange(64, dtype=np.uint8)
-    uri = report.thumbnail(pixels.tobytes(), 8)
-    shown = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
-    np.testing.assert_array_equal(np.asarray(shown).ravel(), pixels)
-    large = report.thumbnail(bytes(320 * 320), 320)
-    assert Image.open(io.BytesIO(base64.b64decode(large.split(",")[1]))).size == (160, 160)
-
-
 def test_the_pixels_come_from_the_images_version_of_the_model(
     spark: SparkSession, tmp_path: Path
 ) -> None:
@@ -264,40 +269,89 @@ def test_the_pixels_come_from_the_images_version_of_the_model(
     warehouse.append_rows("images", [row])
     assert warehouse.append_rows("images", black) == 3
     warehouse.append_rows("images", [row | {"image_id": EVIL, "pixels": b"\xff" * 64}])
-    found = report.read_thumbnails(spark, warehouse, evaluation(), [EVIL])
-    assert list(found) == [EVIL]
-    shown = Image.open(io.BytesIO(base64.b64decode(found[EVIL].split(",")[1])))
+    thumbnails, overlays = report.read_pictures(spark, warehouse, evaluation())
+    assert (list(thumbnails), overlays) == ([EVIL], {})
+    shown = Image.open(io.BytesIO(base64.b64decode(thumbnails[EVIL].split(",")[1])))
     assert np.asarray(shown).max() == 0
 
 
-def test_the_file_appears_whole_or_not_at_all(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_slice_that_is_too_small_says_so_in_place_of_a_number(page: Page) -> None:
+    assert "nih 30 " in page.words
+    assert "F 20 " in page.words
+    assert "M 10 too few (10) too few (10) too few (10)" in page.words
+
+
+def test_the_forest_has_all_rows_first_and_the_longest_interval_fills_it() -> None:
+    rows = charts.forest(evaluation())
+    assert [(row.kind, row.name) for row in rows] == [
+        ("", "All images"),
+        ("Source", "nih"),
+        ("Sex", "F"),
+        ("Sex", "M"),
+    ]
+    whiskers = [row.cce.whisker for row in rows if row.cce.whisker]
+    assert min(start for start, _ in whiskers) == pytest.approx(0)
+    assert max(start + width for start, width in whiskers) == pytest.approx(100)
+    for row in rows[:3]:
+        start, width = row.cce.whisker or (0, 0)
+        assert start < (row.cce.at or 0) < start + width
+    assert (rows[3].cce.at, rows[3].cce.whisker) == (None, None)
+
+
+def test_reliability_counts_each_row_in_one_bin() -> None:
+    bins = charts.reliability(evaluation().rows)
+    assert sum(one.n for one in bins) == 30
+    assert all(one.low <= one.confidence < one.high for one in bins)
+    wrong = next(one for one in bins if one.low <= 0.92 < one.high)
+    assert (wrong.n, wrong.accuracy) == (2, 0)
+
+
+def test_a_comparison_shows_the_images_gained_and_lost() -> None:
     given = evaluation()
-    uri = report.thumbnail(bytes(64), 8)
-    monkeypatch.setattr(
-        report, "read_thumbnails", lambda *_: dict.fromkeys(given.rows.image_id, uri)
+    theirs = given.rows.probabilities.copy()
+    theirs[0] = np.eye(9)[0]
+    theirs[5] = np.eye(9)[0]
+    theirs[6] = np.roll(theirs[6], 1)
+    comparison = Comparison({"model_version": "<i>old</i>"}, given.rows, theirs, 0, 0)
+    compared = replace(
+        given, figures=[*given.figures, *comparison_figures(comparison)], comparison=comparison
     )
-    path = tmp_path / "new" / "report.html"
-    report.write(None, Warehouse(tmp_path / "warehouse"), given, path)  # type: ignore[arg-type]
-    assert path.read_text("utf-8").endswith("</html>")
-    path.write_text("the old one")
+    text = page_of(compared)
+    page = Page(text)
+    assert page.open == []
+    assert "Compared with <i>old</i>" in page.words
+    assert "<i>old" not in text
+    changed = report.pictured(compared).keys() - report.pictured(given).keys()
+    assert changed <= {"nih:05.png", "nih:06.png"}
+    gained = page.words.split("Gained, the greatest change first")[1]
+    # The other model gave the truth nothing at all of 05, and still a little of 06.
+    assert gained.index("nih:05.png") < gained.index("nih:06.png")
+    assert text.count("nih:05.png") > page_of(given).count("nih:05.png")
 
-    def full(*_: object) -> None:
-        raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        report.write(None, Warehouse(tmp_path / "warehouse"), given, path)  # type: ignore[arg-type]
-    assert [file.read_text("utf-8") for file in path.parent.iterdir()] == ["the old one"]
+def test_heat_and_boxes_are_told_where_there_are_boxes(page: Page) -> None:
+    assert "Localisation" not in page.words
+    given = evaluation()
+    told = [Figure("all", "all", m, 0.25, 0.2, 0.3, 12) for m in LOCALISATION.values()]
+    words = Page(page_of(replace(given, figures=[*given.figures, *told]))).words
+    assert "All with boxes 12 25.0 % 20.0 to 30.0 %" in words
 
 
-def test_a_place_that_can_hold_no_report_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(report.ReportError, match=r"this is a folder; name a file"):
-        report.target(tmp_path)
-    with pytest.raises(report.ReportError, match="file isn't a folder"):
-        report.target(file / "report.html")
-    assert report.target(tmp_path / "a" / "b.html") == tmp_path / "a" / "b.html"
-    assert not (tmp_path / "a").exists()
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_browser_without_a_network_shows_the_page(tmp_path: Path, width: int) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page_of(evaluation()), "utf-8")
+    shown = browser.show(path, tmp_path, width=width)
+    assert (shown.console, shown.requests) == ([], [])
+    assert html.escape(EVIL, quote=False) in shown.dom
+    assert shown.picture.shape[1] == width
+    assert np.median(shown.picture) > 230
+    assert (shown.picture[200:] < 90).sum() > 500
+
+
+def test_the_report_of_a_trained_model_has_its_heat_on_every_picture(chain: Chain) -> None:
+    page = Page(chain.report.read_text("utf-8"))
+    alts = [attributes["alt"] for attributes in page.all("img")]
+    heats = [alt for alt in alts if "with heat" in alt]
+    assert len(heats) == len(alts) / 2 > 0
+    assert "Pointing game" in page.words

@@ -1,10 +1,8 @@
 """Training from a published version: artifact and row are right, wrong input is refused before."""
 
-import argparse
 import contextlib
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +11,17 @@ import numpy as np
 import pytest
 from pyspark.sql import Row, SparkSession
 
-from cxr_spark import job, tables
+from cxr_spark import tables
 from cxr_spark.artifact import load_card
 from cxr_spark.images import Preprocessing
 from cxr_spark.labels import CLASSES
 from cxr_spark.metrics import cce
 from cxr_spark.models import load_model, predict
+from cxr_spark.run import Run
 from cxr_spark.tables import NoSuchVersion, NothingPublished, Warehouse
-from cxr_spark.train import TrainingFailed, TrainInputError, TrainOptions, train
+from cxr_spark.train import TrainingFailed, TrainInputError, TrainOptions, plan_run, train
+from cxr_spark.training_plan import Fitted
+from cxr_spark.training_run import begin
 
 SIZE = 32
 PREPROCESSING = Preprocessing(size=SIZE)
@@ -65,7 +66,7 @@ class Trained(NamedTuple):
     warehouse: Warehouse
     models: Path
     folder: Path
-    run: job.Run
+    run: Run
     stdout: str
 
 
@@ -73,7 +74,7 @@ class Trained(NamedTuple):
 def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run on version 1, when version 2 with more images is the published one."""
     root = tmp_path_factory.mktemp("train")
-    warehouse, run = Warehouse(root / "warehouse"), job.Run("train")
+    warehouse, run = Warehouse(root / "warehouse"), Run("train")
     publish(spark, warehouse, {"train": 45, "val": 30, "test": 9})
     publish(spark, warehouse, {"train": 20})
     options = TrainOptions(epochs=2, workers=2, batch_size=16, images_version=1, seed=7)
@@ -92,7 +93,7 @@ def nothing_left(tmp_path: Path) -> Iterator[Path]:
     """A models folder, and after the test no artifact in it, nor a row in models."""
     models = tmp_path / "models"
     yield models
-    assert not models.exists() or list(models.iterdir()) == []
+    assert not models.exists()
     assert not Warehouse(tmp_path / "warehouse").exists("models")
 
 
@@ -105,7 +106,9 @@ def test_the_card_tells_what_scoring_needs_and_where_the_model_is_from(trained: 
     assert card.train_priors == pytest.approx([1 / 9] * 9)
     assert card.mean == pytest.approx(0.5, abs=0.01) and card.std == pytest.approx(0.29, abs=0.01)
     assert card.arguments["seed"] == 7 and card.arguments["images_version"] == 1
+    assert card.learned_priors == card.train_priors and not card.logit_offset.any()
     assert [epoch["epoch"] for epoch in card.metrics] == [1, 2]
+    assert {"val_cce", "val_ece", "val_auroc_covid", "train_cce"} <= card.metrics[0].keys()
     assert card.run_id == trained.run.run_id
     assert {"torch", "petastorm", "cxr_spark"} <= card.packages.keys()
     assert "Not a medical device" in card.limits and card.intended_use
@@ -137,7 +140,7 @@ def test_the_models_row_says_what_the_card_says(spark: SparkSession, trained: Tr
         train_priors=list(card.train_priors),
         images_version=1,
         label_policy="sole",
-        arguments={name: str(value) for name, value in card.arguments.items()},
+        arguments={k: str(v) for k, v in card.arguments.items() if v is not None},
         val_cce=card.val_cce,
         run_id=trained.run.run_id,
         created_at=row.created_at,
@@ -148,13 +151,19 @@ def test_the_run_names_model_versions_and_counts(trained: Trained) -> None:
     run, version = trained.run, trained.folder.name
     assert run.extra == {"model_version": version, "model": str(trained.models / version)}
     assert (run.versions_read, run.versions_written) == ({"images": 1}, {"models": 1})
-    assert run.counts == {"train": 45, "val": 30, "steps": 6}
+    assert run.counts == {"train": 45, "val": 30, "steps": 6, "epochs": 2}
+    assert run.outputs["val_cce"] == load_card(trained.folder).val_cce
 
 
-def test_only_the_artifact_is_left_and_stdout_is_silent(trained: Trained) -> None:
-    assert list(trained.models.iterdir()) == [trained.folder]
+def test_the_artifact_and_what_tells_of_the_run_are_left_and_stdout_is_silent(
+    trained: Trained,
+) -> None:
+    runs = trained.models / ".runs"
+    assert set(trained.models.iterdir()) == {trained.folder, runs}
     names = {path.name for path in trained.folder.iterdir()}
-    assert names == {"card.json", "weights.safetensors"}
+    assert names == {"card.json", "weights.safetensors", "model.onnx"}
+    told = {path.name.split(".1")[0] for path in (runs / trained.run.run_id).iterdir()}
+    assert told == {"plan.json", "summary.json", "metrics.csv", "events.out.tfevents"}
     assert trained.stdout == ""
 
 
@@ -162,7 +171,7 @@ def test_a_warehouse_where_nothing_is_published_is_refused(
     spark: SparkSession, warehouse: Warehouse, nothing_left: Path
 ) -> None:
     with pytest.raises(NothingPublished, match="curate"):
-        train(spark, warehouse, nothing_left, OPTIONS, job.Run("train"))
+        train(spark, warehouse, nothing_left, OPTIONS, Run("train"))
 
 
 def test_a_version_that_was_never_published_is_refused(
@@ -171,7 +180,7 @@ def test_a_version_that_was_never_published_is_refused(
     publish(spark, warehouse, {"train": 9, "val": 9})
     options = TrainOptions(images_version=5)
     with pytest.raises(NoSuchVersion, match="5 was never published"):
-        train(spark, warehouse, nothing_left, options, job.Run("train"))
+        train(spark, warehouse, nothing_left, options, Run("train"))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +200,7 @@ def test_a_split_with_too_few_images_is_refused(
 ) -> None:
     publish(spark, warehouse, counts)
     with pytest.raises(TrainInputError, match=message):
-        train(spark, warehouse, nothing_left, OPTIONS, job.Run("train"))
+        train(spark, warehouse, nothing_left, OPTIONS, Run("train"))
 
 
 def test_images_of_two_preprocessings_are_refused(
@@ -200,11 +209,11 @@ def test_images_of_two_preprocessings_are_refused(
     publish(spark, warehouse, {"train": 9, "val": 9})
     publish(spark, warehouse, {"train": 9}, Preprocessing(size=48))
     with pytest.raises(TrainInputError, match=r"several preprocessings, of sizes \[32, 48\]"):
-        train(spark, warehouse, nothing_left, OPTIONS, job.Run("train"))
+        train(spark, warehouse, nothing_left, OPTIONS, Run("train"))
 
 
 def test_a_rank_that_fails_ends_the_run_with_its_traceback_and_no_model(
-    spark: SparkSession, warehouse: Warehouse, nothing_left: Path
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path
 ) -> None:
     publish(spark, warehouse, {"train": 90, "val": 9})
     paths = [f.path for f in warehouse.files("images") if f.partition["split"] == "train"]
@@ -214,47 +223,35 @@ def test_a_rank_that_fails_ends_the_run_with_its_traceback_and_no_model(
         content[middle : middle + 2000] = b"\xff" * 2000
         path.write_bytes(bytes(content))
     with pytest.raises(TrainingFailed) as raised:
-        train(spark, warehouse, nothing_left, OPTIONS, job.Run("train"))
+        train(spark, warehouse, tmp_path / "models", OPTIONS, Run("train"))
     message = str(raised.value)
     assert "training failed in rank-" in message and "Traceback (most recent call last)" in message
     assert any(f"ReadFailed: {path}" in message for path in paths)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".runs"]
+    assert not warehouse.exists("models")
 
 
-def parsed(*words: str) -> TrainOptions:
-    parser = argparse.ArgumentParser()
-    TrainOptions.add_to(parser)
-    return TrainOptions.of(parser.parse_args(words))
+def test_a_kill_between_artifact_and_row_is_completed_by_resume(
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(spark, warehouse, {"train": 9, "val": 9})
+    models, first = tmp_path / "models", Run("train")
+    plan, _ = plan_run(warehouse, OPTIONS, first)
+    fitted = Fitted(0.5, 0.2, 1.0, [1] * 9, [1 / 9] * 9, [{"step": 1}], 1, 9, 2.0, 2.1, 0.1)
+    begin(models, plan).keep_fitted(b"weights", b"onnx", fitted)
 
+    def killed(*arguments: object, **options: object) -> int:
+        raise KeyboardInterrupt
 
-def test_the_command_line_has_every_option_with_its_default() -> None:
-    assert parsed() == TrainOptions()
-    given = {
-        "arch": "densenet121",
-        "epochs": 3,
-        "workers": 4,
-        "batch_size": 8,
-        "images_version": 2,
-        "seed": 5,
-        "learning_rate": 0.01,
-    }
-    words = [
-        w for name, value in given.items() for w in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    assert asdict(parsed(*words)) == given
-    assert given.keys() == {option.name for option in fields(TrainOptions)}
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--epochs", "0"], "epochs is 0, it must be at least 1"),
-        (["--workers", "0"], "workers is 0"),
-        (["--workers", "4", "--batch-size", "3"], "batch_size is 3, it must be at least 4"),
-        (["--seed", "-1"], "seed is -1"),
-        (["--learning-rate", "0"], "learning_rate is 0.0"),
-        (["--learning-rate", "nan"], "learning_rate is nan"),
-    ],
-)
-def test_values_that_cannot_be_are_refused(words: list[str], message: str) -> None:
-    with pytest.raises(TrainInputError, match=message):
-        parsed(*words)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Warehouse, "append_rows", killed)
+        train(spark, warehouse, models, OPTIONS, Run("train"), resume=True)
+    (saved,) = models.glob("[!.]*")
+    for _ in range(2):  # the second time it has finished, and tells its summary again
+        run = Run("train")
+        assert train(spark, warehouse, models, OPTIONS, run, resume=True) == saved
+        assert run.extra["model_version"] == saved.name
+        run.release()
+    assert list(models.glob("[!.]*")) == [saved]
+    (row,) = warehouse.read(spark, "models").collect()
+    assert (row.model_version, row.run_id) == (saved.name, first.run_id)
