@@ -21,7 +21,7 @@ FROM ?=
 BENCH := $(BIN)/python -m benchmarks.
 CORPUS = $(if $(FROM),--from "$(FROM)")
 
-.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-train docs
+.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-train docs test-airflow
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -64,6 +64,9 @@ bench-reader: install .venv-bench-reader/.stamp ## The training reader against b
 bench-train: install ## Training steps on the reader against a batch in memory; two processes against one (5 minutes)
 	@$(BENCH)train_step $(CORPUS)
 
+test-airflow: install .venv-airflow/.stamp ## Run the Airflow DAG in an environment of its own
+	@$(BIN)/python -m pytest tests/test_scheduling.py -m long $(PYTEST)
+
 docs: install ## Bring the options shown in docs/ up to date
 	@$(BIN)/python -m scripts.refresh_docs
 
@@ -92,6 +95,12 @@ format: install ## Format the code, and mend what ruff can mend
 	@echo "$(CURDIR)/.venv/lib/python3.11/site-packages" > .venv-bench-reader/lib/python3.11/site-packages/product.pth
 	@.venv-bench-reader/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
 	  "litdata==0.2.76" "mosaicml-streaming==0.13.0" "webdataset==1.0.2" "numpy<2" "pyarrow==14.0.2"
+	@touch $@
+
+.venv-airflow/.stamp: | .venv/.stamp
+	@$(BIN)/python -m venv .venv-airflow
+	@.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+	  "apache-airflow==3.3.2" "apache-airflow-providers-standard==1.21.0"
 	@touch $@
 
 clean: ## Remove demo/, caches and builds; .venv stays

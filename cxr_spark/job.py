@@ -125,6 +125,8 @@ def start(
                 main(options, run)
         except (Exception, Stopped, KeyboardInterrupt) as raised:
             run.status, error = _outcome(raised)
+            if run.status == "failed" and run.has_sigterm:
+                run.status = "stopped"  # a SIGTERM to the whole process group takes the JVM, too
         finished_at = datetime.now(UTC)
         if records and run.status not in UNRECORDED:
             run.status, error = record(run, options, error, finished_at)

@@ -70,6 +70,11 @@ class Run:
         return self.max_runtime - (time.monotonic() - self._began)
 
     @property
+    def has_sigterm(self) -> bool:
+        """Whether SIGTERM has come."""
+        return self._sigterm_came
+
+    @property
     def stop_reason(self) -> str | None:
         """Why the run should end at its next safe point; None: it should go on."""
         if self._sigterm_came:

@@ -1,6 +1,7 @@
 """Score images with trained models, those that they have not scored yet, into predictions."""
 
 import argparse
+import shlex
 from typing import Any
 
 from cxr_spark import drift, engines, job, score, score_inputs, submission
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     job.add_max_runtime(how, "end after the piece at work then; a rerun goes on from there")
     job.add_metrics_file(how)
     how.add_argument("--submission", metavar="FILE", help="also a CSV of id and probabilities")
+    drift.add_options(options.add_argument_group("the drift guard, on files"))
     return options
 
 
@@ -77,22 +79,30 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         raise job.InputError("--submission goes with one --model, or with an --ensemble")
     place = submission.target(options.submission) if options.submission else None
     warehouse = Warehouse(options.warehouse)
+    guard = drift.guard_of(options, warehouse)
     run.resolved |= check_ensemble(warehouse, scoring)
+    if is_of_files:
+        listed = score_inputs.image_files(options.input, options.paths)
+    else:
+        listed = score.list_images(warehouse, scoring, run, options.split, options.images_version)
+    for version in scoring.model_versions:
+        run.lock(warehouse.root, f"score-{version}")
+    run.extra["model_version"] = scoring.model_versions[-1]
     with spark_session("cxr_spark score", run.say) as spark:
-        if is_of_files:
-            listed = score_inputs.image_files(options.input, options.paths)
-        else:
-            listed = score.list_images(
-                warehouse, scoring, run, options.split, options.images_version
-            )
-        for version in scoring.model_versions:
-            run.lock(warehouse.root, f"score-{version}")
-        run.extra["model_version"] = scoring.model_versions[-1]
         score.score(spark, warehouse, listed, scoring, run)
         if place:
             submission.write(place, listed, warehouse, scoring, run)
+        run.next_steps.append(_next_step(warehouse, is_of_files))
         if is_of_files and run.counts["scored"]:
-            drift.watch(spark, warehouse, run, scoring.model_versions)
+            drift.watch(spark, warehouse, run, scoring.model_versions, guard)
+
+
+def _next_step(warehouse: Warehouse, is_of_files: bool) -> str:
+    on = ["--warehouse", str(warehouse.root)]
+    if is_of_files:
+        question = "SELECT predicted_label, count(*) FROM latest_predictions GROUP BY ALL"
+        return shlex.join(["jobs/query.py", *on, question])
+    return shlex.join(["jobs/evaluate.py", *on, "--report", "report.html"])
 
 
 if __name__ == "__main__":

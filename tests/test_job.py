@@ -158,6 +158,21 @@ def test_sigterm_stops_cleanly_with_exit_0(tmp_path: Path) -> None:
     assert [row["status"] for row in runs(tmp_path / "w")] == ["stopped"]
 
 
+def test_what_sigterm_to_the_whole_group_breaks_is_no_failure(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    body = f"""
+with run.safe_points():
+    open({str(ready)!r}, 'w').close()
+    time.sleep(2)
+    raise ConnectionRefusedError('the JVM is gone')
+"""
+    process = start(tmp_path, "--warehouse", str(tmp_path / "w"), "--do", body)
+    _wait_for(ready)
+    process.send_signal(signal.SIGTERM)
+    code, summary, _, _ = ended(process)
+    assert (code, summary["status"]) == (0, "stopped")
+
+
 def test_sigterm_between_safe_points_waits_for_the_next(tmp_path: Path) -> None:
     ready, done = tmp_path / "ready", tmp_path / "done"
     body = f"""
