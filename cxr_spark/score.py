@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial, reduce
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +14,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from cxr_spark import inference, prediction_rows, score_inputs
 from cxr_spark.images import Preprocessing
 from cxr_spark.prediction_commits import Writer
+from cxr_spark.run import Run
 from cxr_spark.scored import Scored
 from cxr_spark.scoring import Scoring
 from cxr_spark.tables import Warehouse
@@ -26,24 +26,8 @@ FIRST_PIECE_OF_A_CORE = 16
 MOST_IMAGES_A_TASK, FEWEST_IMAGES_A_TASK = 64, 8
 
 
-class Progress(Protocol):
-    """The part of a job's run that this stage uses."""
-
-    run_id: str
-    counts: dict[str, int | float]
-    versions_read: dict[str, int]
-    versions_written: dict[str, int]
-
-    def say(self, text: str) -> None: ...
-    def progress(self, done: int, total: int, unit: str) -> None: ...
-    def safe_points(self) -> AbstractContextManager[None]: ...
-    def end_if_stopped(self) -> None: ...
-    @property
-    def seconds_left(self) -> float: ...
-
-
 def list_images(
-    warehouse: Warehouse, scoring: Scoring, run: Progress, split: str, version: int | None
+    warehouse: Warehouse, scoring: Scoring, run: Run, split: str, version: int | None
 ) -> pa.Table:
     """The curated images of a split (or `all`); see `score_inputs.curated_images`.
 
@@ -59,7 +43,7 @@ def list_images(
 
 
 def score(
-    spark: SparkSession, warehouse: Warehouse, listed: pa.Table, scoring: Scoring, run: Progress
+    spark: SparkSession, warehouse: Warehouse, listed: pa.Table, scoring: Scoring, run: Run
 ) -> None:
     """Score what the models haven't scored yet of what is listed, and commit it piece by piece.
 
@@ -116,7 +100,7 @@ class Pass:
         scoring: Scoring,
         known: Sequence[Scored],
         writer: Writer,
-        run: Progress,
+        run: Run,
     ) -> None:
         self.spark, self.scoring, self.known = spark, scoring, known
         self.writer, self.run = writer, run

@@ -4,12 +4,12 @@ import csv
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from cxr_spark.labels import CLASS_COLUMNS
+from cxr_spark.run import Run
 from cxr_spark.scored import Scored
 from cxr_spark.scoring import Scoring
 from cxr_spark.tables import Warehouse
@@ -33,17 +33,7 @@ def target(path: str | Path) -> Path:
     return place
 
 
-class Progress(Protocol):
-    """The part of a job's run that is told."""
-
-    outputs: dict[str, Any]
-
-    def say(self, text: str) -> None: ...
-
-
-def write(
-    path: Path, listed: pa.Table, warehouse: Warehouse, scoring: Scoring, run: Progress
-) -> None:
+def write(path: Path, listed: pa.Table, warehouse: Warehouse, scoring: Scoring, run: Run) -> None:
     """Write the newest predictions of what is listed, whole or not at all, in its order.
 
     An image without probabilities gets the class shares of the train split: without a picture they

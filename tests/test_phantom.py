@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from cxr_spark import phantom
 from cxr_spark.augment import augment
-from cxr_spark.fit import learning_rate_share, make_optimizer
 from cxr_spark.labels import CLASSES
+from cxr_spark.learner import make_optimizer
 from cxr_spark.models import build_model, standardise
 from cxr_spark.phantom_anatomy import random_anatomy
 from cxr_spark.phantom_findings import FINDINGS
+from cxr_spark.schedule import learning_rate_share
+from cxr_spark.train_options import TrainOptions
 from tests.shortcuts import border, brightness, cross_entropy, draw_at_96, linear_cce, thumbnails
 
 CANVAS = 128
@@ -170,10 +172,10 @@ def cnn_probabilities(
         standardise(torch.from_numpy(images)[:, None], mean, std) for images in (train, test)
     )
     model = build_model("resnet18").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, 2e-3)
+    optimizer = make_optimizer(model, TrainOptions(learning_rate=2e-3))
     steps = 11_000 // 32
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_share(step, steps)
+        optimizer, lambda step: learning_rate_share(step / steps, warm_up=0.08)
     )
     order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(14)])
     for rows in order[: 32 * steps].split(32):
