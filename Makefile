@@ -21,7 +21,7 @@ FROM ?=
 BENCH := $(BIN)/python -m benchmarks.
 CORPUS = $(if $(FROM),--from "$(FROM)")
 
-.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-train docs test-airflow
+.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-train bench-engines bench-score bench-score-rerun docs test-airflow
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -61,6 +61,18 @@ bench-sql: install ## Queries through the views against plain Parquet; opening 1
 bench-reader: install .venv-bench-reader/.stamp ## The training reader against bare pyarrow, LitData, Streaming, WebDataset (10 minutes)
 	@$(BENCH)reader $(CORPUS)
 
+bench-engines: install .venv-bench/.stamp ## Engines for inference: ms of a core an image (5 minutes)
+	@$(BENCH)engines
+
+bench-score: install .venv-bench/.stamp ## Scoring against a bare loop, Daft and Ray Data (hours)
+	@$(BENCH)score --kind pixels --arch resnet18 $(CORPUS)
+	@$(BENCH)score --kind pixels --arch densenet121 $(CORPUS)
+	@$(BENCH)score --kind png $(CORPUS)
+	@$(BENCH)score --kind jpeg $(CORPUS)
+
+bench-score-rerun: install ## Memory of scoring 100,000 images, and reruns that find nothing new
+	@$(BENCH)score_rerun
+
 bench-train: install ## Training steps on the reader against a batch in memory; two processes against one (5 minutes)
 	@$(BENCH)train_step $(CORPUS)
 
@@ -86,7 +98,7 @@ format: install ## Format the code, and mend what ruff can mend
 	@$(BIN)/python -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
 	  "daft[deltalake]==0.7.26" "pyiceberg==0.12.0" "ray[data]==2.60.0" "deltalake==1.6.6" "kornia-rs==0.2.0" \
-	  "simplejpeg==1.9.0" "opencv-python-headless==4.11.0.86" "pillow==13.0.0"
+	  "simplejpeg==1.9.0" "opencv-python-headless==4.11.0.86" "pillow==13.0.0" "onnxruntime==1.32.0" "openvino==2026.4.0"
 	@touch $@
 
 # The readers that ours is measured against stand on the product's environment: on the same torch and numpy.
