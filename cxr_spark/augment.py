@@ -19,7 +19,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Turn, scale, shift, brighten and stretch each image a little; the edge is continued.
 
     Each image has draws of its own, in one call for the batch. torchvision's v2 transforms draw
-    once a call: a batch would turn as one, and image by image they take several times as long.
+    once a call, so a batch would turn as one.
 
     Args:
         images: (B, 1, S, S) float32, standardised.
