@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -60,7 +60,12 @@ def scan(
         index, partitioned, stored, nothing, parquet, no_options, session
     )
     rows = DataFrame(session.baseRelationToDataFrame(relation), spark)
-    return rows.select(*[F.col(f"`{f.name}`").cast(f.dataType).alias(f.name) for f in schema])
+    return rows.select(*[_column(f) if f.name in partition_by else f"`{f.name}`" for f in schema])
+
+
+def _column(field: T.StructField) -> Column:
+    """A partition column, which is text in the log, as the schema has it."""
+    return F.col(f"`{field.name}`").cast(field.dataType).alias(field.name, metadata=field.metadata)
 
 
 def _paths(jvm: Any, paths: Sequence[str]) -> Any:

@@ -49,7 +49,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pins = (REPOSITORY / "requirements.lock").read_text("utf-8").splitlines()
     excluded = ("torch", "nvidia", "triton", "pyspark", "petastorm", "cuda")
     wanted = [pin for pin in pins if pin and not pin.lstrip("#").startswith(excluded)]
-    needed = [pin for pin in wanted if pin.split("==")[0].lower() in EXECUTOR_NEEDS]
+    names = {pin: pin.split("==")[0].lower().replace("_", "-") for pin in wanted}
+    needed = [pin for pin in wanted if names[pin] in EXECUTOR_NEEDS]
     assert len(needed) == len(EXECUTOR_NEEDS)
     (folder / "pins.txt").write_text("\n".join(wanted))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

@@ -63,6 +63,8 @@ def _texts(rows: list[dict], columns: list[str]) -> list[str]:
     """Rows as comparable texts: moments without their zone, bytes by their hash."""
 
     def plain(value: object) -> object:
+        if value in ([], {}):  # pyarrow gives a map as a list of pairs: an empty one is a list
+            return []
         if isinstance(value, bytes | bytearray):
             return hashlib.sha256(value).hexdigest()
         if isinstance(value, dict):
