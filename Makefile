@@ -29,10 +29,10 @@ help: ## List the targets
 
 install: .venv/.stamp ## Set up .venv: once, 2 to 5 minutes and about 7 GB
 
-demo: install ## Run the whole chain on drawn radiographs, into demo/ (under 6 minutes)
+demo: install ## Run the whole chain on drawn radiographs, into demo/ (5 to 7 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh $(IMAGES) $(EPOCHS)
 
-test: install ## Run the tests (under 15 minutes)
+test: install ## Run the tests (under 25 minutes)
 	@$(BIN)/python -m pytest -m "not long" $(PYTEST)
 
 test-long: install ## Run the tests that take longer
