@@ -14,7 +14,7 @@ from tests.conftest import Chain
 
 # Prints for each table its rows, as JSON in the order of their text; bytes by their hash.
 READ = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 from deltalake import DeltaTable
 
 def plain(value):
@@ -30,6 +30,8 @@ def plain(value):
 for path in sys.argv[1:]:
     rows = DeltaTable(path).to_pyarrow_table().to_pylist()
     print(json.dumps(sorted(json.dumps(plain(r), default=str, sort_keys=True) for r in rows)))
+sys.stdout.flush()
+os._exit(0)  # their threads may abort the process as Python shuts down
 """
 
 
