@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import cv2
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks import corpus
+from benchmarks import corpus, pairs
 from cxr_spark.read_plans import RowFile, plan_training
 from cxr_spark.reader import read_batches
 
@@ -270,16 +269,12 @@ def main() -> None:
                 print(f"{name} gave {result['count']} of {expected} images", file=sys.stderr)
             speeds[name].append(result["images_per_second"])
         print({name: round(values[-1]) for name, values in speeds.items()}, flush=True)
-    ratios = {
-        name: [round(a / b, 3) for a, b in zip(speeds["ours"], speeds[name], strict=True)]
-        for name in names
-        if name != "ours"
-    }
+    ratios = pairs.ratios(speeds, "ours")
     summary = {
         "benchmark": "reader",
         "images": options.images,
-        "images_per_second": {name: round(median(values)) for name, values in speeds.items()},
-        "reader_over": {name: round(median(values), 3) for name, values in ratios.items()},
+        "images_per_second": pairs.medians(speeds, 0),
+        "reader_over": pairs.medians(ratios, 3),
         "pairs": ratios,
         "conversion_seconds": conversion,
     }

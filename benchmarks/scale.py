@@ -49,26 +49,30 @@ def draw(files: int, root: Path) -> Path:
     return root
 
 
-def curate(warehouse: Path, source: Path) -> tuple[dict, dict[str, float], float]:
-    """Runs the job; its summary, peak MiB by kind of process, and seconds."""
+def measured(job: str, *options: object) -> tuple[dict, dict[str, float], float]:
+    """Runs a job; its summary, peak MiB by kind of process, and seconds."""
     began = time.perf_counter()
-    options = ["--warehouse", str(warehouse), "--nih", str(source), "--image-size", "32"]
-    job = subprocess.Popen(
-        [sys.executable, "jobs/curate.py", *options],
+    process = subprocess.Popen(
+        [sys.executable, f"jobs/{job}.py", *map(str, options)],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYSPARK_SUBMIT_ARGS": SPARK},
     )
     peaks = {"driver": 0.0, "jvm": 0.0, "worker": 0.0}
-    while job.poll() is None:
-        for kind, mebibytes in resident(job.pid):
+    while process.poll() is None:
+        for kind, mebibytes in resident(process.pid):
             peaks[kind] = max(peaks[kind], mebibytes)
         time.sleep(0.2)
-    assert job.stdout is not None
-    summary = json.loads(job.stdout.read().splitlines()[-1])
-    assert job.returncode == 0, summary
+    assert process.stdout is not None
+    summary = json.loads(process.stdout.read().splitlines()[-1])
+    assert process.returncode == 0, summary
     return summary, peaks, time.perf_counter() - began
+
+
+def curate(warehouse: Path, source: Path) -> tuple[dict, dict[str, float], float]:
+    """Curation of small images, measured."""
+    return measured("curate", "--warehouse", warehouse, "--nih", source, "--image-size", 32)
 
 
 def resident(driver: int) -> Iterator[tuple[str, float]]:

@@ -16,11 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 from pyspark.sql import SparkSession
 
-from benchmarks import corpus
+from benchmarks import corpus, pairs
 from cxr_spark import job, score, score_inputs
 from cxr_spark.scoring import Scoring, load_model
 from cxr_spark.session import spark_session
@@ -124,19 +123,15 @@ def main() -> None:
                 for name, (seconds, images) in found.items():
                     rates.setdefault(name, []).append(images / seconds)
                 print({name: round(values[-1], 2) for name, values in rates.items()}, flush=True)
-    pairs = {
-        name: [round(a / b, 3) for a, b in zip(rates["score"], rates[name], strict=True)]
-        for name in rates
-        if name != "score"
-    }
+    ratios = pairs.ratios(rates, "score")
     summary = {
         "benchmark": "score",
         "kind": options.kind,
         "arch": options.arch,
         "images": images,
-        "images_per_second": {name: round(median(r), 2) for name, r in rates.items()},
-        "score_over": {name: round(median(values), 3) for name, values in pairs.items()},
-        "pairs": pairs,
+        "images_per_second": pairs.medians(rates, 2),
+        "score_over": pairs.medians(ratios, 3),
+        "pairs": ratios,
     }
     print(json.dumps(summary))
 

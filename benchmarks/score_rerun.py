@@ -9,38 +9,13 @@ Spark's start included. Peaks are of resident memory, MiB, by kind of process.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.scale import CHECKOUT, SPARK, draw, resident
+from benchmarks.scale import draw, measured
 from tests import artifacts
 
 SIDE = 32
-
-
-def job(name: str, *arguments: object) -> tuple[dict, dict[str, float], float]:
-    """Runs a job; its summary, peak MiB by kind of process, and seconds."""
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
-        cwd=CHECKOUT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYSPARK_SUBMIT_ARGS": SPARK},
-    )
-    peaks = {"driver": 0.0, "jvm": 0.0, "worker": 0.0}
-    while process.poll() is None:
-        for kind, mebibytes in resident(process.pid):
-            peaks[kind] = max(peaks[kind], round(mebibytes))
-        time.sleep(0.5)
-    assert process.stdout is not None
-    summary = json.loads(process.stdout.read().splitlines()[-1])
-    assert process.returncode == 0, summary
-    return summary, peaks, time.perf_counter() - began
 
 
 def main() -> None:
@@ -53,19 +28,19 @@ def main() -> None:
     found: dict[str, object] = {"benchmark": "score_rerun", "images": options.images}
     with tempfile.TemporaryDirectory() as scratch:
         source, on = draw(options.images, Path(scratch) / "nih"), ("--warehouse", f"{scratch}/wh")
-        curated, _, _ = job("curate", *on, "--nih", source, "--image-size", SIDE)
+        curated, _, _ = measured("curate", *on, "--nih", source, "--image-size", SIDE)
         found["curated"] = curated["counts"]["images"]
         model = ("--model", artifacts.save(Path(scratch) / "models", size=SIDE))
         for what, given in (("table", ("--split", "all")), ("folder", ("--input", source))):
             for run in ("first", "rerun"):
-                summary, peaks, seconds = job("score", *on, *model, *given)
+                summary, peaks, seconds = measured("score", *on, *model, *given)
                 counts = summary["counts"]
                 assert run == "first" or counts["skipped"] == counts["listed"], counts
                 found[f"{what}_{run}"] = {
                     "seconds": round(seconds, 1),
                     "listed": counts["listed"],
                     "inferred": counts["inferred"],
-                    "peak_mib": peaks,
+                    "peak_mib": {kind: round(value) for kind, value in peaks.items()},
                 }
                 print(what, run, found[f"{what}_{run}"], flush=True)
     print(json.dumps(found))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pyspark.sql import SparkSession
 
@@ -11,21 +11,13 @@ from cxr_spark import curation_facts, html_pages, ledger
 from cxr_spark.curation_facts import GREY_BINS, SIZE_STEPS, Facts
 from cxr_spark.labels import CLASSES
 from cxr_spark.reasons import REASONS
+from cxr_spark.run import Run
 from cxr_spark.splits import SPLITS
 from cxr_spark.tables import PUBLISHED, Warehouse
 
 POLICY = ("label_policy", "selected", "caps", "split_policy", "ratios", "preprocessing")
 # Of the size panels: 2^5.5 to 2^12.5 px; what is beyond counts in the outermost bar.
 SIZE_RANGE = range(11, 25)
-
-
-class Run(Protocol):
-    """The part of a job's run that is told."""
-
-    run_id: str
-    counts: dict[str, int | float]
-    resolved: dict[str, str]
-    versions_written: dict[str, int]
 
 
 class Panel(NamedTuple):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from cxr_spark.drift_figures import BINS, LIMITS, MIN_IMAGES, Figure, Histograms, compare
 from cxr_spark.labels import CLASSES
+from cxr_spark.run import Run
 from cxr_spark.tables import Warehouse
 
 REFERENCE_DAYS = 30.0
@@ -30,17 +31,6 @@ class Drifted(RuntimeError):
     """What was scored differs from the reference; all of it has been committed."""
 
     status = "drift"
-
-
-class Run(Protocol):
-    """The part of a job's run that the guard uses."""
-
-    run_id: str
-    started_at: datetime
-    counts: dict[str, int | float]
-    outputs: dict[str, object]
-
-    def say(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,7 @@ def evaluate(
     """
     if split not in SEEN:
         raise NothingToEvaluate(f"split {split!r}: expected one of {', '.join(SEEN)}")
-    model = find_model(warehouse, model_version)
-    other = None if compare is None else find_model(warehouse, compare)
-    if other is not None and other["model_version"] == model["model_version"]:
-        raise NothingToEvaluate(f"{compare} is the model that is judged; compare it with another")
+    model, other = _find_models(warehouse, model_version, compare)
     # Two runs over one model would both find its figures lacking and append them twice.
     run.lock(warehouse.root, f"evaluate-{model['model_version']}")
     material = _read(spark, warehouse, model, split)
@@ -120,9 +117,9 @@ def evaluate(
 
     seen = glances.read_glances(material.pictures, split, material.n_train)
     rows = scored_rows(of_split, glances.brightness(seen))
-    comparison = None
-    if other is not None:
-        comparison = _compare(material, rows, other, allow_missing=allow_missing)
+    comparison = (
+        None if other is None else _compare(material, rows, other, allow_missing=allow_missing)
+    )
     yardsticks = Yardsticks(
         train_counts(material.images),
         glances.border_only(seen, rows.image_id),
@@ -148,6 +145,17 @@ def evaluate(
         run.say(line)
     run.say(headline(evaluation))
     return evaluation
+
+
+def _find_models(
+    warehouse: Warehouse, model_version: str | None, compare: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The model to be judged, and the one to compare it with."""
+    model = find_model(warehouse, model_version)
+    other = None if compare is None else find_model(warehouse, compare)
+    if other is not None and other["model_version"] == model["model_version"]:
+        raise NothingToEvaluate(f"{compare} is the model that is judged; compare it with another")
+    return model, other
 
 
 def _read(

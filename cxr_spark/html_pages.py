@@ -3,12 +3,13 @@
 import base64
 import io
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
+
+from cxr_spark.whole_files import replaced
 
 THUMBNAIL_SIDE = 160
 UNKNOWN = "\N{EN DASH}"
@@ -36,12 +37,8 @@ def target(path: str | Path) -> Path:
 def write(path: Path, page: str) -> None:
     """Write a page; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as file:
+        file.write(page.encode())
 
 
 def environment() -> Environment:
@@ -72,4 +69,9 @@ def thumbnail(pixels: bytes) -> str:
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     png = io.BytesIO()
     picture.save(png, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
+    return data_uri(png.getvalue())
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as the source of an image in a page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -124,18 +124,13 @@ def _as_table(listed: list[ListedFile]) -> pa.Table:
     rows = [
         file._asdict() | {"boxes": [box._asdict() for box in file.boxes] or None} for file in listed
     ]
-    return pa.Table.from_pylist(rows, _arrow_schema("images_raw", ListedFile._fields))
-
-
-def _arrow_schema(table: str, columns: tuple[str, ...] | list[str]) -> pa.Schema:
-    schema = tables.schema(table)
-    return to_arrow_schema(T.StructType([schema[name] for name in columns]))
+    return pa.Table.from_pylist(rows, tables.arrow_schema("images_raw", ListedFile._fields))
 
 
 def _published(warehouse: Warehouse, version: int | None) -> pa.Table:
     columns = [name for name in tables.schema("images_raw").names if name != "run_id"]
     if version is None:
-        return _arrow_schema("images_raw", columns).empty_table()
+        return tables.arrow_schema("images_raw", columns).empty_table()
     return warehouse.read_arrow("images_raw", columns, version)
 
 
@@ -154,7 +149,7 @@ def _with_unlisted_sources(files: pa.Table, published: pa.Table) -> pa.Table:
 def _decoded_contents(warehouse: Warehouse, reading: Reading) -> pa.Table:
     """What is known of the contents that were decoded with this preprocessing, a row each."""
     if reading.afresh or not warehouse.exists("pixels"):
-        return _arrow_schema("pixels", NARROW).empty_table()
+        return tables.arrow_schema("pixels", NARROW).empty_table()
     pixels = warehouse.read_arrow("pixels", NARROW)
     return pixels.filter(pc.equal(pixels["preprocessing"], reading.preprocessing.fingerprint()))
 
@@ -163,7 +158,7 @@ def _known_files(published: pa.Table, decoded: pa.Table, reading: Reading) -> pa
     """Files that need no reading: those of known contents, by the last run or by a killed one."""
     columns = [*SAME_FILE, "content_sha256", *WHY]
     if reading.afresh:
-        return _arrow_schema("images_raw", columns).empty_table()
+        return tables.arrow_schema("images_raw", columns).empty_table()
     is_read = pc.is_in(published["content_sha256"], decoded["content_sha256"].combine_chunks())
     is_read = pc.and_(is_read, pc.is_valid(published["content_sha256"]))
     is_unread = pc.is_in(published["reason"], pa.array(UNREAD_UNTIL_CHANGED))
@@ -198,7 +193,7 @@ def _decode_in_pieces(
 ) -> pa.Table:
     """Decode and commit piece by piece; the files read and what was found, columns `NARROW`."""
     there = decoded["content_sha256"].combine_chunks()
-    pieces = [_arrow_schema("pixels", NARROW).empty_table()]
+    pieces = [tables.arrow_schema("pixels", NARROW).empty_table()]
     mode = "overwrite" if reading.afresh else "append"
     for sequence, start in enumerate(range(0, len(pending), reading.piece_files)):
         piece = pending.slice(start, reading.piece_files).select(["path", *SAME_FILE])
@@ -241,7 +236,7 @@ def _staged_piece(
     # The names of files travel with the function: no shuffle has to bring them to the tasks.
     tasks = spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
     found = tasks.mapInArrow(decode, _found_schema()).toArrow()
-    read = found.select(NARROW).cast(_arrow_schema("pixels", NARROW))
+    read = found.select(NARROW).cast(tables.arrow_schema("pixels", NARROW))
     new = _first_of_new_contents(read, there)
     if not len(new):
         return None, read
@@ -346,7 +341,9 @@ def _with_facts(files: pa.Table, known: pa.Table, decoded: pa.Table) -> pa.Table
     for name in WHY:
         columns[name] = pc.coalesce(files[name], of_file[name], of_content[name])
     names = [name for name in tables.schema("images_raw").names if name != "run_id"]
-    return pa.table({name: columns[name] for name in names}, _arrow_schema("images_raw", names))
+    return pa.table(
+        {name: columns[name] for name in names}, tables.arrow_schema("images_raw", names)
+    )
 
 
 def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -18,37 +18,10 @@ from cxr_spark.tables import Warehouse
 # What a model saw before it meets a split: rows related to these by identity don't count there.
 SEEN: dict[str, tuple[str, ...]] = {"train": (), "val": ("train",), "test": ("train", "val")}
 IDENTITIES = ("group_id", "content_sha256", "pixel_sha256")
-NARROW = (
-    "image_id",
-    "source",
-    "split",
-    "label_index",
-    "group_id",
-    "content_sha256",
-    "pixel_sha256",
-    "preprocessing",
-    "sex",
-    "age_years",
-    "view",
-    "width",
-    "height",
-)
+FACTS = ("source", "label_index", "preprocessing", "sex", "age_years", "view", "width", "height")
+NARROW = ("image_id", "split", *IDENTITIES, *FACTS)
 OF_FILES = ("format", "official_split")
-KEPT = (
-    "image_id",
-    "content_sha256",
-    "source",
-    "label_index",
-    "preprocessing",
-    "sex",
-    "age_years",
-    "view",
-    "width",
-    "height",
-    "boxed",
-    *OF_FILES,
-    "related",
-)
+KEPT = ("image_id", "content_sha256", *FACTS, "boxed", *OF_FILES, "related")
 
 
 class Judged(NamedTuple):

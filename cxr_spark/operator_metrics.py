@@ -5,13 +5,13 @@ which node_exporter shows on one page, never coincide.
 """
 
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from cxr_spark.run import Run
+from cxr_spark.whole_files import replaced
 
 SUFFIX = ".prom"  # node_exporter reads no other
 COMPLETE = {"finished", "drift"}
@@ -60,12 +60,8 @@ def write(path: Path, run: Run, exit_codes: Mapping[str, int], finished_at: date
     complete_at = finished_at.timestamp() if run.status in COMPLETE else _last_complete(path)
     labels = {"command": run.job, "file": path.stem}
     text = "".join(_lines(_gauges(run, labels, exit_codes, finished_at, complete_at)))
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # not read, by its suffix
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as file:  # node_exporter doesn't read what is beside it, by its suffix
+        file.write(text.encode())
 
 
 def _gauges(

@@ -1,6 +1,5 @@
 """The HTML report of an evaluation: one file, no outside request, every text from data escaped."""
 
-import base64
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,8 +163,7 @@ def read_pictures(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluat
         return Pictures(thumbnails, {})
     classes = {image_id: LABEL_INDEX[one.predicted] for image_id, one in shown.items()}
     overlays = explain.overlays(spark, found, classes, folder) if shown else {}
-    encoded = {name: base64.b64encode(png).decode("ascii") for name, png in overlays.items()}
-    return Pictures(thumbnails, {n: f"data:image/png;base64,{text}" for n, text in encoded.items()})
+    return Pictures(thumbnails, {n: html_pages.data_uri(png) for n, png in overlays.items()})
 
 
 def _shown(rows: ScoredRows, places: Iterable[int]) -> list[Shown]:

@@ -8,8 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pyspark.sql import types as T
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import delta, tables
 from cxr_spark.artifact import Card
@@ -35,11 +33,9 @@ def listed_schema() -> pa.Schema:
     submission calls the image; `part`, the Parquet file that has a curated image's pixels;
     `reason` and `detail` where listing showed that a file can't be read.
     """
-    known = tables.schema("predictions")
-    columns = T.StructType([known[name] for name in (*PLACES, "content_sha256", "images_version")])
+    known = tables.arrow_schema("predictions", (*PLACES, "content_sha256", "images_version"))
     texts = ("name", "part", "reason", "detail")
-    fields = [*to_arrow_schema(columns), *(pa.field(name, pa.string()) for name in texts)]
-    return pa.schema(fields)
+    return pa.schema([*known, *(pa.field(name, pa.string()) for name in texts)])
 
 
 def curated_images(
@@ -51,7 +47,7 @@ def curated_images(
         ScoreInputError: they were preprocessed in another way than the model expects.
     """
     names = ("image_id", "content_sha256", "preprocessing")
-    schema = _arrow_schema("images", names)
+    schema = tables.arrow_schema("images", names)
     parts = [schema.append(pa.field("part", pa.string())).empty_table()]
     for file in warehouse.files("images", version):
         if split in ("all", file.partition["split"]):
@@ -65,10 +61,6 @@ def curated_images(
     columns |= {name: images[name] for name in ("image_id", "content_sha256", "part")}
     columns |= {"name": images["image_id"], "images_version": pa.array([version] * len(images))}
     return _listed(columns).sort_by("image_id")
-
-
-def _arrow_schema(table: str, names: Sequence[str]) -> pa.Schema:
-    return to_arrow_schema(T.StructType([tables.schema(table)[name] for name in names]))
 
 
 def _check_preprocessing(images: pa.Table, card: Card) -> None:

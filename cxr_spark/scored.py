@@ -7,8 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import types as T
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import delta, tables
 from cxr_spark.labels import CLASS_COLUMNS
@@ -50,7 +48,7 @@ class Scored:
     @classmethod
     def read(cls, warehouse: Warehouse, model_version: str, at: int | None) -> "Scored":
         """The predictions at a version of the table; none at None, where there is no table."""
-        schema = to_arrow_schema(T.StructType([tables.schema("predictions")[n] for n in COLUMNS]))
+        schema = tables.arrow_schema("predictions", COLUMNS)
         files = [] if at is None else warehouse.files("predictions", at)
         ours = [file for file in files if file.partition["model_version"] == model_version]
         parts = [delta.read_part(file.path, schema) for file in ours]

@@ -6,11 +6,8 @@ Spark itself turns the values into text, so that what Python has no value for (i
 
 import csv
 import io
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +20,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark.sql_errors import InvalidQuery, told_clearly
+from cxr_spark.whole_files import replaced
 
 TABLE_ROWS = 1000
 TABLE_WIDTH = 60
@@ -130,7 +128,7 @@ FILE_FORMATS = (*FORMATS, "parquet")
 
 def write_file(result: DataFrame, style: str, path: Path, say: Callable[[str], None]) -> None:
     """Write a result to a file that is there whole or not at all; one of its name is replaced."""
-    with _replaced(path) as out:
+    with replaced(path) as out:
         if style == "parquet":
             write_parquet(result, out, say)
         else:
@@ -138,29 +136,6 @@ def write_file(result: DataFrame, style: str, path: Path, say: Callable[[str], N
             FORMATS[style](result, text, say)
             text.detach()
     say(f"written to {path}")
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside the path that takes its place when the block ends well, or goes."""
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(descriptor)
-        os.chmod(beside, mode)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _require_names(result: DataFrame, style: str) -> None:

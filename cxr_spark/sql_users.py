@@ -6,8 +6,10 @@ import hmac
 import os
 import re
 import secrets
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+
+from cxr_spark.whole_files import replaced
 
 # A guess costs 16 MiB and about 50 ms; more would let a flood of guesses fill the memory.
 COST = {"n": 1 << 14, "r": 8, "p": 1}
@@ -54,19 +56,12 @@ def add(path: Path, name: str, password: str) -> None:
         raise InvalidUsers(f"a password has 8 to {PASSWORD_BYTES} bytes and no NUL")
     users = (read(path) if path.exists() else {}) | {name: _hashed(password, os.urandom(16))}
     text = "".join(f"{known}:{hashed}\n" for known, hashed in sorted(users.items()))
-    try:
-        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mode 600
-    except OSError as error:
-        raise InvalidUsers(f"{path}: {error.strerror}") from error
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        Path(fresh).replace(path)
-    except BaseException:
-        Path(fresh).unlink(missing_ok=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(replaced(path, mode=0o600))
+        except OSError as error:
+            raise InvalidUsers(f"{path}: {error.strerror}") from error
+        file.write(text.encode())
 
 
 def admits(users: dict[str, str], name: str, password: str) -> bool:

@@ -1,8 +1,7 @@
 """A competition's file from predictions: an id and nine probabilities for each image listed."""
 
 import csv
-import os
-import uuid
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from cxr_spark.run import Run
 from cxr_spark.scored import Scored
 from cxr_spark.scoring import Scoring
 from cxr_spark.tables import Warehouse
+from cxr_spark.whole_files import replaced
 
 DIGITS = 9
 
@@ -49,20 +49,15 @@ def write(path: Path, listed: pa.Table, warehouse: Warehouse, scoring: Scoring, 
     at = warehouse.version("predictions")
     scored = Scored.read(warehouse, scoring.model_versions[-1], at)
     without = 0
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("x", encoding="utf-8", newline="") as file:
-            lines = csv.writer(file)
-            lines.writerow(["id", *CLASS_COLUMNS])
-            for name, row in zip(listed["name"].to_pylist(), scored.newest(listed), strict=True):
-                without += row is None
-                values = scoring.card.train_priors if row is None else row
-                lines.writerow([name, *np.round(values, DIGITS)])
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        lines = csv.writer(text)
+        lines.writerow(["id", *CLASS_COLUMNS])
+        for name, row in zip(listed["name"].to_pylist(), scored.newest(listed), strict=True):
+            without += row is None
+            values = scoring.card.train_priors if row is None else row
+            lines.writerow([name, *np.round(values, DIGITS)])
+        text.detach()
     run.outputs["submission"] = str(path)
     run.say(
         f"{path}: {len(listed):,} images"

@@ -70,6 +70,11 @@ def schema(name: str) -> T.StructType:
     return contract(name).schema
 
 
+def arrow_schema(name: str, columns: Sequence[str]) -> pa.Schema:
+    """Some columns of a table as Arrow has them, in the order asked for."""
+    return to_arrow_schema(T.StructType([schema(name)[column] for column in columns]))
+
+
 class CurateRun(NamedTuple):
     """A finished curate run: what it was asked, what it counted, the versions it published."""
 
@@ -116,8 +121,7 @@ class Warehouse:
 
     def read_arrow(self, name: str, columns: Sequence[str], version: int | None = None) -> pa.Table:
         """Some columns of a table on the driver, without Spark; by default the newest version."""
-        names = T.StructType([schema(name)[column] for column in columns])
-        return delta.read_arrow(self.path(name), to_arrow_schema(names), version)
+        return delta.read_arrow(self.path(name), arrow_schema(name, columns), version)
 
     def current(self, name: str) -> int:
         """The version that readers see: the published one, or the newest of an unpublished table.

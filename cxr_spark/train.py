@@ -161,12 +161,12 @@ def _run_ranks(spark: SparkSession, training: TrainingRun, run: Run) -> None:
         f"{options.batch_size} images, {options.workers} workers"
     )
     deadline = None if run.max_runtime is None else time.time() + run.seconds_left
-    run.max_runtime = None  # the ranks keep to it themselves, and what follows is to finish
-    with run.safe_points():
-        run_ranks(spark, training, options.workers, deadline, lambda: run.stop_reason is not None)
+    with run.safe_points():  # the ranks keep to the time themselves
+        run_ranks(spark, training, options.workers, deadline, lambda: run.has_sigterm)
         if not training.has_trained:
             run.say(f"stopped at a checkpoint in {training.folder}: --resume goes on")
-            run.end_if_stopped()
+            if run.has_sigterm:
+                run.end_if_stopped()
             raise TrainingFailed(
                 "the ranks were stopped by a SIGTERM that the driver didn't get; --resume goes on"
             )

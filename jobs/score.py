@@ -93,7 +93,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         if place:
             submission.write(place, listed, warehouse, scoring, run)
         run.next_steps.append(_next_step(warehouse, is_of_files))
-        if is_of_files and run.counts["scored"]:
+        if is_of_files:
             drift.watch(spark, warehouse, run, scoring.model_versions, guard)
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from cxr_spark.labels import CLASS_COLUMNS
 from cxr_spark.tables import Warehouse
 from tests import artifacts
 from tests.conftest import REPOSITORY, finished
-from tests.test_cluster import SPARK_HOME, master  # noqa: F401
-from tests.test_cluster_train import shipped
+from tests.test_cluster import master  # noqa: F401
+from tests.test_cluster_train import submission
 from tests.test_curate import draw
 from tests.test_score import aged
 from tests.test_score_job import wait_for_rows
@@ -48,21 +46,10 @@ def test_a_cluster_that_loses_an_executor_gives_the_same_predictions(
     aged(tmp_path / "in")
     options = ["--model", str(artifacts.save(tmp_path / "models")), "--commit-every", "2"]
     options += ["--input", str(tmp_path / "in"), "--warehouse"]
-    # The plain interpreter with .venv's folder has the libraries, and not our editable install.
-    python, libraries = os.path.realpath(sys.executable), sysconfig.get_path("purelib")
-    submit = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", master]
-    submit += ["--driver-memory", "1g", "--py-files", str(shipped(tmp_path))]
-    for setting in (
-        f"spark.executorEnv.PYTHONPATH={libraries}",
-        "spark.executor.memory=512m",
-        "spark.driver.host=127.0.0.1",
-        "spark.driver.bindAddress=127.0.0.1",
-    ):
-        submit += ["--conf", setting]
-    ours = {k: v for k, v in os.environ.items() if k != "PYSPARK_SUBMIT_ARGS"}
+    submit, environment = submission(master, tmp_path)
     job = subprocess.Popen(
         [*submit, str(REPOSITORY / "jobs" / "score.py"), *options, str(tmp_path / "on cluster")],
-        env=ours | {"PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": sys.executable},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -27,17 +27,12 @@ def shipped(folder: Path) -> Path:
     return Path(shutil.copy(wheel, folder / "cxr_spark.zip"))
 
 
-@pytest.mark.long
-def test_two_ranks_train_on_two_workers_with_the_package_that_is_shipped(
-    spark: SparkSession,
-    master: str,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    publish(spark, Warehouse(tmp_path / "warehouse"), {"train": 90, "val": 18})
+def submission(url: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """spark-submit with our package shipped, and its environment, for a cluster that lacks us."""
     # The plain interpreter with .venv's folder has the libraries, and not our editable install.
     python, libraries = os.path.realpath(sys.executable), sysconfig.get_path("purelib")
-    submit = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", master]
-    submit += ["--driver-memory", "1g", "--py-files", str(shipped(tmp_path))]
+    submit = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", url]
+    submit += ["--driver-memory", "1g", "--py-files", str(shipped(folder))]
     for setting in (
         f"spark.executorEnv.PYTHONPATH={libraries}",
         "spark.executor.memory=512m",
@@ -45,11 +40,22 @@ def test_two_ranks_train_on_two_workers_with_the_package_that_is_shipped(
         "spark.driver.bindAddress=127.0.0.1",
     ):
         submit += ["--conf", setting]
-    options = ["--warehouse", str(tmp_path / "warehouse"), "--models", str(tmp_path / "models")]
     ours = {k: v for k, v in os.environ.items() if k != "PYSPARK_SUBMIT_ARGS"}
+    return submit, ours | {"PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": sys.executable}
+
+
+@pytest.mark.long
+def test_two_ranks_train_on_two_workers_with_the_package_that_is_shipped(
+    spark: SparkSession,
+    master: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    publish(spark, Warehouse(tmp_path / "warehouse"), {"train": 90, "val": 18})
+    submit, environment = submission(master, tmp_path)
+    options = ["--warehouse", str(tmp_path / "warehouse"), "--models", str(tmp_path / "models")]
     done = subprocess.run(
         [*submit, str(REPOSITORY / "jobs" / "train.py"), *options, "--epochs", "2"],
-        env=ours | {"PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": sys.executable},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=400,

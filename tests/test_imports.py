@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports from the layers below its own; at the bottom and among the
 # parts also from its own. Stages don't import each other: they meet through tables.
 LAYERS = {
-    "concepts": """run labels reasons pseudonyms listing sources sources_nih manifest
+    "concepts": """run whole_files labels reasons pseudonyms listing sources sources_nih manifest
         images image_arrays dicom isolation duplicates groups splits metrics figures
         bootstrap baselines operating_points scored_rows slice_figures slices
         comparison localisation charts evaluation_words
