@@ -8,6 +8,7 @@ import numpy as np
 from cxr_spark import bootstrap, metrics
 from cxr_spark.figures import Evaluation
 from cxr_spark.labels import CLASSES
+from cxr_spark.learning_curve import Point
 from cxr_spark.scored_rows import ScoredRows
 from cxr_spark.slice_figures import ECE_BINS, Figure
 
@@ -66,6 +67,14 @@ class ForestRow(NamedTuple):
     auroc: Figure
 
 
+class LearningRow(NamedTuple):
+    """One model of the learning curve."""
+
+    point: Point
+    cce: Mark
+    accuracy: Figure
+
+
 def roc_panels(rows: ScoredRows) -> list[Roc]:
     """One-vs-rest ROC curves of the nine classes, thinned to what a panel can show."""
     panels = []
@@ -121,6 +130,17 @@ def forest(evaluation: Evaluation) -> list[ForestRow]:
         beside = (evaluation.figure(metric, slice_name=name) for metric in ("accuracy", "auroc"))
         rows.append(ForestRow(KINDS.get(kind, ""), value or "All images", mark, *beside))
     return rows
+
+
+def learning(evaluation: Evaluation) -> list[LearningRow]:
+    """The models of shares of train, their CCE on one scale that reaches to the prior's."""
+    points = evaluation.learning_curve
+    figures = [evaluation.figure("cce", slice_name=point.slice_name) for point in points]
+    marks = _marks(figures, 0.0, scale_of([*figures, evaluation.figure("cce_prior")])[1])
+    return [
+        LearningRow(point, mark, evaluation.figure("accuracy", slice_name=point.slice_name))
+        for point, mark in zip(points, marks, strict=True)
+    ]
 
 
 def scale_of(figures: Sequence[Figure]) -> tuple[float, float]:

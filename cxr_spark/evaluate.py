@@ -1,19 +1,27 @@
 """The stage that judges a model: its predictions beside the labels of its own images version."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import artifact, delta, explain, glances, localisation, operating_points, tables
+from cxr_spark import (
+    artifact,
+    delta,
+    explain,
+    glances,
+    learning_curve,
+    localisation,
+    operating_points,
+    tables,
+)
 from cxr_spark.comparison import Comparison
 from cxr_spark.comparison import figures_of as comparison_figures
 from cxr_spark.evaluation_words import headline, table
-from cxr_spark.figures import HEADLINE, Evaluation, Yardsticks, figures_of
+from cxr_spark.figures import HEADLINE, Evaluation, Yardsticks, figures_of, figures_of_split
 from cxr_spark.judged_images import (
     SEEN,
     Judged,
@@ -23,53 +31,20 @@ from cxr_spark.judged_images import (
     seen_before,
     train_counts,
 )
+from cxr_spark.learning_curve import Point
+from cxr_spark.material import Material, read_material
 from cxr_spark.operating_points import OperatingPoints
 from cxr_spark.refusals import (
     NothingToEvaluate,
     check_complete,
     check_rows,
     find_model,
-    score_command,
+    known_models,
 )
 from cxr_spark.run import Run
 from cxr_spark.scored_rows import ScoredRows
 from cxr_spark.slice_figures import Figure
 from cxr_spark.tables import Warehouse
-
-
-@dataclass(frozen=True)
-class Material:
-    """What an evaluation reads, at the versions of its model.
-
-    Attributes:
-        images: narrow, see read_images.
-        pictures: the same with pixels, as the table has them.
-        predictions: of all models.
-    """
-
-    spark: SparkSession
-    warehouse: Warehouse
-    split: str
-    images_version: int
-    predictions_version: int
-    images: DataFrame
-    pictures: DataFrame
-    predictions: DataFrame
-
-    @property
-    def n_train(self) -> int:
-        """Images of the train split."""
-        files = self.warehouse.files("images", self.images_version)
-        return sum(file.num_rows for file in files if file.partition["split"] == "train")
-
-    def judged(self, split: str, model: Mapping[str, Any]) -> Judged:
-        """The rows of a split that this evaluation's model can't have seen."""
-        rows = self.images.where(F.col("split") == split)
-        return judged(rows, seen_before(self.images, split), self.predictions, model)
-
-    def score_command(self, model: Mapping[str, Any], split: str | None = None) -> str:
-        """What makes the predictions that are lacking."""
-        return score_command(self.warehouse, model, split or self.split, self.images_version)
 
 
 def evaluate(
@@ -81,6 +56,7 @@ def evaluate(
     split: str = "test",
     allow_missing: bool = False,
     compare: str | None = None,
+    by_share: bool = False,
 ) -> Evaluation:
     """Judge a model on a split of the images version in its own row, and append the figures.
 
@@ -96,6 +72,7 @@ def evaluate(
         allow_missing: judge the rows with a usable prediction and count the others, where
             otherwise one such row is an error.
         compare: another model version, to be judged on the same images.
+        by_share: also judge the models that learned alike from other shares of train.
 
     Raises:
         UnknownModel, NothingToEvaluate, OtherPreprocessing: wrong input; nothing was written.
@@ -106,7 +83,7 @@ def evaluate(
     model, other = _find_models(warehouse, model_version, compare)
     # Two runs over one model would both find its figures lacking and append them twice.
     run.lock(warehouse.root, f"evaluate-{model['model_version']}")
-    material = _read(spark, warehouse, model, split)
+    material = read_material(spark, warehouse, model, split)
     run.versions_read.update(
         images=material.images_version, predictions=material.predictions_version
     )
@@ -115,15 +92,17 @@ def evaluate(
     run.counts.update(of_split.counts)
     check_complete(of_split, material.score_command(model), allow_missing=allow_missing)
 
-    seen = glances.read_glances(material.pictures, split, material.n_train)
+    seen = glances.read_glances(material.pictures, split, material.train_images())
     rows = scored_rows(of_split, glances.brightness(seen))
     comparison = (
         None if other is None else _compare(material, rows, other, allow_missing=allow_missing)
     )
+    curve = _learning_curve(material, rows, model, allow_missing) if by_share else []
+    others = {other: material.judged(other, model) for other in SEEN if other != split}
     yardsticks = Yardsticks(
         train_counts(material.images),
         glances.border_only(seen, rows.image_id),
-        _operating_points(material, model, run),
+        _operating_points(material, others.get("val"), model, run),
     )
     evaluation = Evaluation(
         model=model,
@@ -135,9 +114,16 @@ def evaluate(
             *figures_of(rows, yardsticks, of_split.counts),
             *_localisation_figures(material, of_split, rows, model, run),
             *(comparison_figures(comparison) if comparison else ()),
+            *learning_curve.figures_of(curve),
         ],
         counts=of_split.counts,
         comparison=comparison,
+        learning_curve=curve,
+        other_splits={
+            other: figures_of_split(scored_rows(rows_there), yardsticks.train_counts)
+            for other, rows_there in others.items()
+            if rows_there.is_complete
+        },
     )
     _append(warehouse, evaluation, run)
     run.outputs.update({name: evaluation.figure(name).value for name in HEADLINE})
@@ -158,38 +144,45 @@ def _find_models(
     return model, other
 
 
-def _read(
-    spark: SparkSession, warehouse: Warehouse, model: Mapping[str, Any], split: str
-) -> Material:
-    version = int(model["images_version"])
-    predictions_version = warehouse.version("predictions")
-    if predictions_version is None:
-        command = score_command(warehouse, model, split, version)
-        raise NothingToEvaluate(f"{warehouse.root} has no predictions yet. Score first: {command}")
-    return Material(
-        spark,
-        warehouse,
-        split,
-        version,
-        predictions_version,
-        read_images(spark, warehouse, version),
-        warehouse.read(spark, "images", version),
-        warehouse.read(spark, "predictions", predictions_version),
-    )
-
-
 def _operating_points(
-    material: Material, model: Mapping[str, Any], run: Run
+    material: Material, of_val: Judged | None, model: Mapping[str, Any], run: Run
 ) -> OperatingPoints | None:
     """Chosen on all of val, or not at all."""
-    of_val = material.judged("val", model)
-    if material.split == "val" or of_val.table.empty:
+    if of_val is None or of_val.table.empty:
         return None
     if not of_val.is_complete:
         command = material.score_command(model, "val")
         run.say(f"no operating thresholds, as val isn't all scored: {command}")
         return None
     return operating_points.choose(scored_rows(of_val))
+
+
+def _learning_curve(
+    material: Material, rows: ScoredRows, model: dict[str, Any], allow_missing: bool
+) -> list[Point]:
+    """What models that learned from shares of train say of the same rows, by share."""
+    models = learning_curve.models_of(model, known_models(material.warehouse))
+    if len(models) < 2:
+        raise NothingToEvaluate(
+            f"{model['model_version']} is the only one of its kind; for --by-share train others "
+            "with the same options and --train-share 0.5, say, and score them"
+        )
+    found = {}
+    for other in models:
+        theirs = material.judged(material.split, other)
+        check_complete(theirs, material.score_command(other), allow_missing=allow_missing)
+        found[other["model_version"]] = scored_rows(theirs)
+    by_all = list(set(rows.image_id).intersection(*(one.image_id for one in found.values())))
+    shares = {one["model_version"]: learning_curve.share_of(one) for one in models}
+    return [
+        Point(
+            shares[version],
+            material.train_images(shares[version]),
+            version,
+            scored.where(np.isin(scored.image_id, by_all)),
+        )
+        for version, scored in found.items()
+    ]
 
 
 def _compare(
@@ -238,7 +231,6 @@ def _append(warehouse: Warehouse, evaluation: Evaluation, run: Run) -> None:
         "model_version": evaluation.model["model_version"],
         "images_version": evaluation.images_version,
         "predictions_version": evaluation.predictions_version,
-        "split": evaluation.split,
     }
     key = tables.contract("metrics").key
     there: set[tuple[Any, ...]] = set()
@@ -246,7 +238,12 @@ def _append(warehouse: Warehouse, evaluation: Evaluation, run: Run) -> None:
         known = delta.read_rows(warehouse.path("metrics"), key)
         there = {tuple(row[name] for name in key) for row in known}
     names = ("slice", "class", "metric", "value", "ci_low", "ci_high", "n")
-    rows = [{**of_evaluation, **dict(zip(names, f, strict=True))} for f in evaluation.figures]
+    figures = {evaluation.split: evaluation.figures, **evaluation.other_splits}
+    rows = [
+        {**of_evaluation, "split": split, **dict(zip(names, figure, strict=True))}
+        for split, found in figures.items()
+        for figure in found
+    ]
     lacking = [row for row in rows if tuple(row[name] for name in key) not in there]
     if lacking:
         made = {"run_id": run.run_id, "evaluated_at": datetime.now(UTC)}

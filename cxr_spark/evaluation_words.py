@@ -57,6 +57,14 @@ def table(evaluation: Evaluation) -> list[str]:
     lines += _lines(evaluation, TABLE, "all")
     for name in evaluation.slice_names("within="):
         lines += [f"within {name.partition('=')[2]} alone", *_lines(evaluation, OF_A_SLICE, name)]
+    for split, figures in evaluation.other_splits.items():
+        (cce,) = (f for f in figures if (f.class_name, f.metric) == ("all", "cce"))
+        lines.append(_line(f"CCE on {split}", cce))
+    if evaluation.learning_curve:
+        lines.append("learned from a share of train")
+    for point in evaluation.learning_curve:
+        words = f"  {point.share:.4g}: {point.train_images:,} images"
+        lines.append(_line(words, evaluation.figure("cce", slice_name=point.slice_name)))
     if evaluation.comparison:
         name = evaluation.comparison.slice_name
         other = evaluation.comparison.other["model_version"]

@@ -1,6 +1,6 @@
 """The figures of an evaluation: of all its images, of slices, within sources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from cxr_spark import baselines, metrics
 from cxr_spark.comparison import Comparison
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES
+from cxr_spark.learning_curve import Point
 from cxr_spark.metrics import Floats, Integers
 from cxr_spark.operating_points import OperatingPoints
 from cxr_spark.scored_rows import ScoredRows
@@ -47,6 +48,8 @@ class Evaluation:
         counts: rows of the split: n judged, and left out as missing (no prediction), errors (a
             failed one), related (by group or content to rows that the model was made with).
         comparison: with another model, if one was asked for.
+        learning_curve: models of shares of train, if they were asked for.
+        other_splits: figures over all images of those other splits that are all scored, by split.
     """
 
     model: dict[str, Any]
@@ -57,6 +60,8 @@ class Evaluation:
     figures: list[Figure]
     counts: dict[str, int]
     comparison: Comparison | None = None
+    learning_curve: Sequence[Point] = ()
+    other_splits: Mapping[str, list[Figure]] = field(default_factory=dict)
     _places: dict[tuple[str, str, str], Figure] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +110,16 @@ def figures_of(rows: ScoredRows, yardsticks: Yardsticks, counts: Mapping[str, in
         *_confusion_figures(rows),
         *_left_out_figures(counts),
     ]
+
+
+def figures_of_split(rows: ScoredRows, train_counts: Mapping[str, Integers]) -> list[Figure]:
+    """The figures of all rows of a split that is told beside the one that is judged.
+
+    Args:
+        rows: N rows, at least one.
+        train_counts: see Yardsticks.
+    """
+    return slice_figures("all", rows, _guesses(rows, Yardsticks(train_counts)))
 
 
 def _guesses(rows: ScoredRows, yardsticks: Yardsticks) -> dict[str, Floats]:

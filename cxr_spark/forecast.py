@@ -30,7 +30,7 @@ def tell(warehouse: Warehouse, plan: TrainingPlan, run: Run) -> None:
     options = plan.options
     parameters = parameter_count(options.arch)
     memory = memory_bytes(plan, parameters)
-    rows = rows_by_class(warehouse, options.images_version)
+    rows = rows_by_class(warehouse, plan)
     run.say(
         f"{options.workers} workers, {options.arch} with {parameters:,} parameters, images of "
         f"{plan.image_size} px: about {memory // MEBIBYTE:,} MiB each"
@@ -51,11 +51,13 @@ def tell(warehouse: Warehouse, plan: TrainingPlan, run: Run) -> None:
     }
 
 
-def rows_by_class(warehouse: Warehouse, images_version: int | None) -> dict[str, list[int]]:
-    """Rows of each class in train, val and test."""
+def rows_by_class(warehouse: Warehouse, plan: TrainingPlan) -> dict[str, list[int]]:
+    """Rows of each class in train, as far as it is learned from, val and test."""
+    read = {file.path: file.num_rows for file in plan.train_files}
     rows = {split: np.zeros(len(CLASSES), np.int64) for split in ("train", "val", "test")}
-    for file in warehouse.files("images", images_version):
+    for file in warehouse.files("images", plan.options.images_version):
         labels = delta.read_part(file.path, LABELS)["label_index"].to_numpy()
+        labels = labels[: read.get(file.path)]
         rows[str(file.partition["split"])] += np.bincount(labels, minlength=len(CLASSES))
     return {split: counts.tolist() for split, counts in rows.items()}
 

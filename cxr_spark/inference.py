@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 from itertools import groupby, islice
@@ -67,6 +67,10 @@ class Plan(NamedTuple):
         place = int(np.searchsorted(known, digest))
         return place < len(known) and bool(known[place] == digest)
 
+    def is_answered(self, row: Row, content: str) -> bool:
+        """Whether all models whose answer an image needs have scored its content before."""
+        return all(self.is_known(content, model) for model in self.asked(row))
+
 
 class Image(NamedTuple):
     """A row of the piece, and what was found in its place."""
@@ -127,7 +131,7 @@ def _told(image: Image, answers: Answers, plan: Plan) -> dict[str, Any]:
 def _decoded(rows: list[Row], plan: Plan) -> Iterator[list[Image]]:
     """The images in batches for the network."""
     at_once = engines.images_at_once(plan.preprocessing.size)
-    images = _images(rows, plan)
+    images = _images(rows, plan.preprocessing, plan.is_answered)
     while True:
         began = time.perf_counter()
         batch = list(islice(images, at_once))
@@ -137,10 +141,43 @@ def _decoded(rows: list[Row], plan: Plan) -> Iterator[list[Image]]:
         yield batch
 
 
-def _images(rows: list[Row], plan: Plan) -> Iterator[Image]:
+def read_share(
+    batches: Iterator[pa.RecordBatch],
+    piece: pa.Table,
+    bounds: list[int],
+    preprocessing: Preprocessing,
+) -> Iterator[pa.RecordBatch]:
+    """Read a task's share of a piece, without a model.
+
+    Args:
+        batches: of the column `id`, the number of the share.
+        piece, bounds, preprocessing: as in Plan.
+
+    Yields:
+        The columns of PIXELS, of those images that are still what the piece says; their content
+        stands for the image_id.
+    """
+    isolation.settle_worker()
+    for number in (number for batch in batches for number in batch["id"].to_pylist()):
+        rows = piece.slice(bounds[number], bounds[number + 1] - bounds[number]).to_pylist()
+        found = [
+            {"image_id": facts.content_sha256, "pixels": facts.pixels}
+            for row, facts in _images(rows, preprocessing, _never)
+            if facts.pixels is not None and facts.content_sha256 == row["content_sha256"]
+        ]
+        yield pa.RecordBatch.from_pylist(found, PIXELS)
+
+
+def _never(row: Row, content: str) -> bool:
+    return False
+
+
+def _images(
+    rows: list[Row], preprocessing: Preprocessing, is_answered: Callable[[Row, str], bool]
+) -> Iterator[Image]:
     for part, members in groupby(rows, key=lambda row: row["part"]):
         if part is None:
-            yield from _of_files(list(members), plan)
+            yield from _of_files(list(members), preprocessing, is_answered)
         else:
             yield from _of_part(part, list(members))
 
@@ -155,15 +192,16 @@ def _of_part(part: str, rows: list[Row]) -> Iterator[Image]:
         yield Image(row, Facts(row["content_sha256"], pixels=square.as_py()))
 
 
-def _of_files(rows: list[Row], plan: Plan) -> Iterator[Image]:
+def _of_files(
+    rows: list[Row], preprocessing: Preprocessing, is_answered: Callable[[Row, str], bool]
+) -> Iterator[Image]:
     """Files, read and decoded; what listing has shown to be unreadable isn't opened."""
     readable = {row["path"]: row for row in rows if row["reason"] is None}
     context = TaskContext.get()
     # An attempt before this one may have died of one of these images.
     isolated = context is not None and context.attemptNumber() > 0
-    found = isolation.decode_files(
-        readable, partial(_facts, rows=readable, plan=plan), isolated=isolated
-    )
+    tell = partial(_facts, rows=readable, preprocessing=preprocessing, is_answered=is_answered)
+    found = isolation.decode_files(readable, tell, isolated=isolated)
     for row in rows:
         if row["reason"] is not None:
             yield Image(row, Facts(reason=row["reason"], detail=row["detail"]))
@@ -172,8 +210,13 @@ def _of_files(rows: list[Row], plan: Plan) -> Iterator[Image]:
         yield Image(row, UNSTABLE if facts.reason and _is_young(row) else facts)
 
 
-def _facts(path: str, rows: Mapping[str, Row], plan: Plan) -> Facts:
-    """Read and decode a file; of a content that all models know, only the content is told."""
+def _facts(
+    path: str,
+    rows: Mapping[str, Row],
+    preprocessing: Preprocessing,
+    is_answered: Callable[[Row, str], bool],
+) -> Facts:
+    """Read and decode a file; of a content that is answered already, only the content is told."""
     row = rows[path]
     if not _is_as_listed(row):
         return UNSTABLE
@@ -183,9 +226,9 @@ def _facts(path: str, rows: Mapping[str, Row], plan: Plan) -> Facts:
     if data is None:
         return Facts(reason=reason, detail=detail)
     content = sha256(data).hexdigest()
-    if all(plan.is_known(content, model) for model in plan.asked(row)):
+    if is_answered(row, content):
         return Facts(content)
-    return decode(data, plan.preprocessing)
+    return decode(data, preprocessing)
 
 
 def _is_as_listed(row: Row) -> bool:

@@ -5,6 +5,7 @@ takes a contiguous range of them: each row is read exactly once an epoch, howeve
 ranks there are, and a rank opens only the files that its range touches.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,10 +18,31 @@ class ReaderInputError(ValueError):
 
 
 class RowFile(NamedTuple):
-    """A Parquet file: absolute path and its number of rows by the table's log."""
+    """A Parquet file.
+
+    Attributes:
+        path: absolute.
+        num_rows: how many rows of it are read, from the first.
+        held: how many it has by the table's log; None: no others.
+    """
 
     path: str
     num_rows: int
+    held: int | None = None
+
+
+def first_rows(files: Sequence[RowFile], share: float) -> tuple[RowFile, ...]:
+    """The first rows of each file, at least one of each.
+
+    Rows of images lie in the order of their content's hash: so what is kept is like a draw without
+    regard to class, source or patient, and a smaller share is a part of any larger one.
+
+    Args:
+        files: of a split.
+        share: of the rows of each, above 0 and at most 1.
+    """
+    kept = ((file, math.ceil(share * file.num_rows)) for file in files)
+    return tuple(RowFile(file.path, rows, file.num_rows) for file, rows in kept)
 
 
 class Portion(NamedTuple):

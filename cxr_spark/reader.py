@@ -210,15 +210,14 @@ def _row_groups(
 
 def _row_group_sizes(portion: Portion) -> list[int]:
     """Rows of the row groups of a file, up to the last that the portion touches."""
-    path, num_rows = portion.file
+    path, num_rows, held = portion.file
+    held = num_rows if held is None else held
     try:
         footer = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         raise ReadFailed(f"{path}: {error}") from error
-    if footer.num_rows != num_rows:
-        raise ReadFailed(
-            f"{path}: holds {footer.num_rows} rows where the table's log says {num_rows}"
-        )
+    if footer.num_rows != held:
+        raise ReadFailed(f"{path}: holds {footer.num_rows} rows where the table's log says {held}")
     sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
     starts = accumulate(sizes, initial=0)
     return [size for size, start in zip(sizes, starts, strict=False) if start < portion.last]

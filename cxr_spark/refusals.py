@@ -33,7 +33,7 @@ def find_model(warehouse: Warehouse, model_version: str | None) -> dict[str, Any
     Raises:
         UnknownModel: there is none.
     """
-    known = _models(warehouse)
+    known = known_models(warehouse)
     if not known:
         raise UnknownModel(f"{warehouse.root} has no model yet; run jobs/train.py first")
     wanted = known[-1]["model_version"] if model_version is None else model_version
@@ -44,7 +44,7 @@ def find_model(warehouse: Warehouse, model_version: str | None) -> dict[str, Any
     return found[-1]
 
 
-def _models(warehouse: Warehouse) -> list[dict[str, Any]]:
+def known_models(warehouse: Warehouse) -> list[dict[str, Any]]:
     """The rows of models, the newest last."""
     if not warehouse.exists("models"):
         return []

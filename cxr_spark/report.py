@@ -14,6 +14,7 @@ from cxr_spark.artifact import ArtifactError, load_card
 from cxr_spark.baselines import share_of_gain
 from cxr_spark.figures import Evaluation
 from cxr_spark.html_pages import UNKNOWN, percent
+from cxr_spark.judged_images import SEEN
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES, LABEL_INDEX
 from cxr_spark.localisation import METRICS as LOCALISATION
 from cxr_spark.metrics import Booleans, Floats
@@ -25,6 +26,7 @@ from cxr_spark.tables import CurateRun, Warehouse
 
 MISTAKES = 12
 CHANGED = 6
+OF_A_SPLIT = ("cce", "cce_prior", "accuracy", "ece")
 SHARES = frozenset(
     {
         "accuracy",
@@ -97,6 +99,8 @@ def render(
         forest=forest,
         forest_scale=charts.scale_of([row.cce.figure for row in forest]),
         within=evaluation.slice_names("within="),
+        learning=charts.learning(evaluation),
+        splits=_splits(evaluation),
         per_class=_per_class(evaluation),
         confusion=charts.confusion(rows),
         rocs=charts.roc_panels(rows),
@@ -178,6 +182,20 @@ def _shown(rows: ScoredRows, places: Iterable[int]) -> list[Shown]:
         )
         for i in places
     ]
+
+
+def _splits(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """CCE, accuracy and calibration error of each split that has been scored, train first."""
+    figures = {**evaluation.other_splits, evaluation.split: evaluation.figures}
+    found = []
+    for split in (name for name in SEEN if name in figures):
+        of_all = {
+            figure.metric: figure
+            for figure in figures[split]
+            if (figure.slice_name, figure.class_name) == ("all", "all")
+        }
+        found.append({"name": split, **{name: of_all[name] for name in OF_A_SPLIT}})
+    return found
 
 
 def _per_class(evaluation: Evaluation) -> list[dict[str, Any]]:

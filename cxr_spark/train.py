@@ -18,7 +18,7 @@ from cxr_spark.distribute import TrainingFailed, run_ranks
 from cxr_spark.images import FITS, Preprocessing
 from cxr_spark.labels import LABEL_POLICIES
 from cxr_spark.model_card import card_of, models_row, package_versions
-from cxr_spark.read_plans import RowFile
+from cxr_spark.read_plans import RowFile, first_rows
 from cxr_spark.run import Run
 from cxr_spark.tables import Warehouse
 from cxr_spark.train_options import DEFAULT_EPOCHS, TrainInputError, TrainOptions
@@ -83,7 +83,8 @@ def plan_run(
     label_policy = warehouse.published_with(version).arguments.get("label_policy")
     preprocessing = _preprocessing(warehouse, version)
     files = warehouse.files("images", version)
-    train_files, val_files = (_of_split(files, split) for split in ("train", "val"))
+    train_files = first_rows(_of_split(files, "train"), options.train_share)
+    val_files = _of_split(files, "val")
     for split, given, needed in (("train", train_files, options.workers), ("val", val_files, 1)):
         rows = sum(file.num_rows for file in given)
         if rows < needed:

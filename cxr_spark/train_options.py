@@ -49,6 +49,9 @@ class TrainOptions:
     images_version: int | None = _option(
         None, "version of images to train on (default: the published one)", type=int
     )
+    train_share: float = _option(
+        1.0, "share of the train split to learn from, to see what more data would give"
+    )
     seed: int = _option(0, "of weights, order and augmentation")
     weights: str | None = _option(
         None,
@@ -88,6 +91,10 @@ class TrainOptions:
         if not 0 < self.learning_rate < 1:
             raise TrainInputError(
                 f"learning_rate is {self.learning_rate}, it must be within 0 to 1"
+            )
+        if not 0 < self.train_share <= 1:
+            raise TrainInputError(
+                f"train_share is {self.train_share}, it must be above 0 and at most 1"
             )
         if self.freeze_backbone and self.weights is None:
             raise TrainInputError("freeze_backbone needs weights: a random backbone sees nothing")

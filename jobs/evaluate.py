@@ -12,7 +12,8 @@ from cxr_spark.tables import Warehouse
 EXAMPLES = """examples:
   jobs/evaluate.py --warehouse demo/warehouse --report demo/report.html
   jobs/evaluate.py --warehouse demo/warehouse --model-version V --split val
-  jobs/evaluate.py --warehouse demo/warehouse --compare OLDER_VERSION"""
+  jobs/evaluate.py --warehouse demo/warehouse --compare OLDER_VERSION
+  jobs/evaluate.py --warehouse demo/warehouse --by-share"""
 QUESTION = (
     "SELECT slice, round(value, 3) AS cce, n FROM latest_metrics "
     "WHERE model_version = '{model}' AND split = '{split}' AND class = 'all' AND metric = 'cce'"
@@ -28,6 +29,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--report", metavar="FILE", help="also write an HTML report there")
     options.add_argument(
         "--compare", metavar="V", help="another model version, judged on the same images"
+    )
+    options.add_argument(
+        "--by-share",
+        action="store_true",
+        help="how much data it takes: also judge the models trained alike on other shares of train",
     )
     options.add_argument(
         "--allow-missing",
@@ -50,6 +56,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
             split=options.split,
             allow_missing=options.allow_missing,
             compare=options.compare,
+            by_share=options.by_share,
         )
         if report_file is not None:
             report.write(spark, warehouse, evaluation, report_file)

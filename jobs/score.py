@@ -4,7 +4,7 @@ import argparse
 import shlex
 from typing import Any
 
-from cxr_spark import drift, engines, job, score, score_inputs, submission
+from cxr_spark import drift, engines, explanations, job, score, score_inputs, submission
 from cxr_spark.scoring import COMMIT_EVERY, Scoring, check_ensemble, load_model
 from cxr_spark.session import spark_session
 from cxr_spark.tables import Warehouse
@@ -56,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     )
     job.add_max_runtime(how, "end after the piece at work then; a rerun goes on from there")
     job.add_metrics_file(how)
+    how.add_argument(
+        "--explain",
+        metavar="IMAGE",
+        help="also Grad-CAM overlays of these image ids or paths, or of `all` that are listed",
+        **many,
+    )
     how.add_argument("--submission", metavar="FILE", help="also a CSV of id and probabilities")
     drift.add_options(options.add_argument_group("the drift guard, on files"))
     return options
@@ -85,6 +91,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         listed = score_inputs.image_files(options.input, options.paths)
     else:
         listed = score.list_images(warehouse, scoring, run, options.split, options.images_version)
+    chosen = explanations.choose(listed, options.explain) if options.explain else None
     for version in scoring.model_versions:
         run.lock(warehouse.root, f"score-{version}")
     run.extra["model_version"] = scoring.model_versions[-1]
@@ -92,6 +99,8 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         score.score(spark, warehouse, listed, scoring, run)
         if place:
             submission.write(place, listed, warehouse, scoring, run)
+        if chosen is not None:
+            explanations.write(spark, warehouse, chosen, scoring, run)
         run.next_steps.append(_next_step(warehouse, is_of_files))
         if is_of_files:
             drift.watch(spark, warehouse, run, scoring.model_versions, guard)

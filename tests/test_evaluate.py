@@ -382,6 +382,77 @@ def test_images_prepared_in_another_way_than_the_model_expects_are_refused(
     assert not warehouse.exists("metrics")
 
 
+def test_other_splits_that_are_all_scored_are_told_beside_the_one_that_is_judged(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    of_train = [prediction(r["image_id"], r["label"], 0.8) for r in IMAGES if r["split"] == "train"]
+    append(warehouse, "predictions", of_train)
+    evaluation, run = judge(spark, warehouse)
+    assert evaluation.other_splits.keys() == {"train"}
+    found = {(r["split"], r["slice"], r["class"], r["metric"]): r for r in metric_rows(warehouse)}
+    assert {key[0] for key in found} == {"test", "train"}
+    cce = found["train", "all", "all", "cce"]
+    assert (cce["value"], cce["n"]) == (pytest.approx(-math.log(0.8)), 5)
+    assert found["train", "all", "Edema", "sensitivity"]["value"] == 1
+    assert found["train", "all", "all", "cce_prior"]["value"] == pytest.approx(
+        -(3 * math.log(3 / 5) + 2 * math.log(1 / 5)) / 5
+    )
+    assert run.outputs["cce"] == found["test", "all", "all", "cce"]["value"]
+    _, again = judge(spark, warehouse, split="train")
+    rows = metric_rows(warehouse)
+    added = [row for row in rows if row["run_id"] == again.run_id]
+    assert added and all(row["split"] == "train" for row in added)
+    key = tables.contract("metrics").key
+    assert max(Counter(tuple(row[name] for name in key) for row in rows).values()) == 1
+
+
+def of_share(version: str, share: float, **changed: Any) -> dict[str, Any]:
+    arguments = {"train_share": str(share), "arch": "resnet18"} | changed.pop("arguments", {})
+    return model(version, arguments=arguments, created_at=LATER) | changed
+
+
+def test_by_share_judges_models_trained_alike_on_shares_of_train(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    models = [
+        of_share("half", 0.5, arguments={"epochs": "9"}),
+        of_share("older half", 0.5) | {"created_at": NOON},
+        of_share("another kind", 0.25, arguments={"imbalance": "weights"}),
+        of_share("another version", 0.125, images_version=2),
+        of_share("whole", 1.0) | {"created_at": datetime(2026, 1, 3, tzinfo=UTC)},
+    ]
+    append(warehouse, "models", models)
+    append(warehouse, "predictions", [row | {"model_version": "whole"} for row in PREDICTIONS])
+    with pytest.raises(refusals.UnscoredRows, match="--model /models/half"):
+        judge(spark, warehouse, by_share=True)
+    halves = [
+        prediction("nih:t1", "Edema", 0.4),
+        prediction("nih:t2", "No Finding", 0.3),
+        prediction("covid:t3", "Covid", 0.2),
+    ]
+    append(warehouse, "predictions", [row | {"model_version": "half"} for row in halves])
+    evaluation, _ = judge(spark, warehouse, by_share=True)
+    told = [(point.share, point.model_version) for point in evaluation.learning_curve]
+    assert told == [(0.5, "half"), (1, "whole")]
+    values = [evaluation.value("cce", slice_name=f"train_share={share}") for share in ("0.5", "1")]
+    assert values == pytest.approx([-math.log(0.4 * 0.3 * 0.2) / 3, evaluation.value("cce")])
+    images = [
+        evaluation.value("train_images", slice_name=f"train_share={share}")
+        for share in ("0.5", "1")
+    ]
+    assert images == [3, 5]
+    stored = [row["slice"] for row in metric_rows(warehouse) if row["metric"] == "train_images"]
+    assert stored == ["train_share=0.5", "train_share=1"]
+
+
+def test_a_model_without_others_of_its_kind_has_no_learning_curve(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    with pytest.raises(refusals.NothingToEvaluate, match="m1 is the only one of its kind"):
+        judge(spark, warehouse, by_share=True)
+    assert not warehouse.exists("metrics")
+
+
 def other_model(warehouse: Warehouse, scored: list[dict[str, Any]], **changed: Any) -> None:
     """Model m0 and its predictions."""
     append(

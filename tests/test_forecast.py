@@ -1,5 +1,6 @@
 """A dry run says what a run would be, and writes nothing."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 from cxr_spark.forecast import activation_bytes, memory_bytes, parameter_count, rows_by_class
 from cxr_spark.labels import CLASSES
 from cxr_spark.models import build_model
+from cxr_spark.run import Run
 from cxr_spark.tables import Warehouse
+from cxr_spark.train import plan_run
+from cxr_spark.train_options import TrainOptions
 from cxr_spark.training_plan import TrainingPlan
 from tests.conftest import Finished
 from tests.toys import toy_plan
@@ -45,11 +49,25 @@ def test_parts_and_workers_save_memory_and_an_average_costs_some(plan: TrainingP
 
 def test_rows_are_counted_by_split_and_class(curated: tuple[Path, dict[str, Any]]) -> None:
     warehouse, summary = Warehouse(curated[0]), curated[1]
-    rows = rows_by_class(warehouse, None)
+    plan, _ = plan_run(warehouse, TrainOptions(), Run("train"))
+    rows = rows_by_class(warehouse, plan)
     assert sum(map(sum, rows.values())) == summary["counts"]["images"]
     for split, counts in rows.items():
         files = [f for f in warehouse.files("images") if f.partition["split"] == split]
         assert sum(counts) == sum(file.num_rows for file in files) > 0
+
+
+def test_of_a_share_of_train_only_what_is_learned_from_counts(
+    curated: tuple[Path, dict[str, Any]],
+) -> None:
+    warehouse, run = Warehouse(curated[0]), Run("train")
+    plan, _ = plan_run(warehouse, TrainOptions(train_share=0.3), run)
+    files = [f for f in warehouse.files("images") if f.partition["split"] == "train"]
+    expected = sum(math.ceil(0.3 * file.num_rows) for file in files)
+    rows = rows_by_class(warehouse, plan)
+    assert plan.train_rows == run.counts["train"] == sum(rows["train"]) == expected
+    whole = rows_by_class(warehouse, plan_run(warehouse, TrainOptions(), Run("train"))[0])
+    assert (rows["val"], rows["test"]) == (whole["val"], whole["test"])
 
 
 def test_the_job_tells_it_and_leaves_no_trace(

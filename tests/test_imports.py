@@ -19,17 +19,17 @@ LAYERS = {
     "concepts": """run whole_files labels reasons pseudonyms listing sources sources_nih manifest
         images image_arrays dicom isolation duplicates groups splits metrics figures
         bootstrap baselines operating_points scored_rows slice_figures slices
-        comparison localisation charts evaluation_words
+        comparison learning_curve localisation charts evaluation_words
         calibration artifact backbones imbalance train_options drift_figures html_pages
         phantom phantom_anatomy phantom_bones phantom_findings
         phantom_frame phantom_opacities sample_layouts sample_traps""",
     "parts": """storage delta staging file_statistics commits tables
         near_duplicates selection ledger leakage expectations data_docs
-        judged_images refusals glances explain file_scan
+        judged_images refusals material glances explain file_scan
         read_plans reader augment models pretrained gradcam ranks
         training_plan training_run schedule checkpoints validation learner training_log fit
         model_card distribute forecast engines onnx_export inference
-        score_inputs scored scoring prediction_rows prediction_commits submission
+        score_inputs scored scoring explanations prediction_rows prediction_commits submission
         sql sql_errors sql_gate sql_output
         sql_parameters sql_prompt sql_views sql_users sql_rows sql_metadata sql_dialect sql_engine
         sql_thrift sql_server retention drift operator_metrics curation_facts""",
@@ -53,8 +53,8 @@ MAY_IMPORT = {
         duplicates groups splits file_scan sql sql_errors sql_output sql_parameters
         sql_rows sql_metadata sql_dialect sql_engine sql_thrift ingest curate train score evaluate
         score_inputs scored inference prediction_commits
-        maintenance report session drift curation_facts curation_report judged_images glances
-        explain
+        maintenance report session drift curation_facts curation_report judged_images material glances
+        explain explanations
         distribute""",
     "onnx": "onnx_export",
     "onnxruntime": "engines",

@@ -13,8 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr_spark import reader
-from cxr_spark.read_plans import ReaderInputError, ReadPlan, RowFile, plan_evaluation, plan_training
-from cxr_spark.reader import read_batches
+from cxr_spark.read_plans import (
+    ReaderInputError,
+    ReadPlan,
+    RowFile,
+    first_rows,
+    plan_evaluation,
+    plan_training,
+)
+from cxr_spark.reader import ReadFailed, read_batches
 from cxr_spark.tables import Warehouse
 from tests.conftest import Chain
 
@@ -104,6 +111,32 @@ def test_files_of_several_row_groups_are_read_whole(tmp_path: Path) -> None:
     assert ids_of([*chain(*map(read, plans))]) == [f"nih:{number}" for number in range(10)]
 
 
+def test_a_share_of_the_rows_is_the_first_of_each_file_and_part_of_any_larger_share(
+    tmp_path: Path,
+) -> None:
+    files = [write_file(tmp_path / "a.parquet", range(10), row_group_size=3)]
+    files += [write_file(tmp_path / "b.parquet", range(10, 15), row_group_size=3)]
+
+    def kept(share: float) -> set[str]:
+        plans = train_plans(first_rows(files, share), world=2, batch_size=4)
+        ids = ids_of([*chain(*map(read, plans))])
+        assert len(ids) == len(set(ids))
+        return set(ids)
+
+    assert kept(0.4) == {f"nih:{number}" for number in (0, 1, 2, 3, 10, 11)}
+    assert kept(0.01) == {"nih:0", "nih:10"}
+    assert kept(0.4) < kept(0.7) < kept(1.0)
+    assert len(kept(1.0)) == 15
+
+
+def test_a_share_of_a_file_is_held_to_what_the_log_says_of_the_whole_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.parquet", range(10))
+    (half,) = first_rows([RowFile(str(tmp_path / "a.parquet"), 12)], 0.5)
+    plan = plan_evaluation([half], batch_size=4, rank=0, world=1)
+    with pytest.raises(ReadFailed, match="holds 10 rows where the table's log says 12"):
+        read(plan)
+
+
 def test_the_batches_of_all_ranks_together_keep_to_the_batch_size(tmp_path: Path) -> None:
     files = [RowFile("a", 130)]
     for world in (1, 2, 3, 5):
@@ -137,7 +170,7 @@ def test_a_rank_opens_only_the_files_of_its_rows(tmp_path: Path) -> None:
     first, second = (plan_evaluation(files, batch_size=5, rank=rank, world=2) for rank in range(2))
     Path(files[3].path).unlink()
     assert len(ids_of(read(first))) == 20
-    with pytest.raises(reader.ReadFailed, match=r"part-3\.parquet"):
+    with pytest.raises(ReadFailed, match=r"part-3\.parquet"):
         read(second)
 
 
@@ -261,7 +294,7 @@ def test_a_broken_file_ends_the_reading_with_its_cause_and_no_thread(tmp_path: P
     content[200:400] = b"\xff" * 200
     path.write_bytes(bytes(content))
     before = threading.active_count()
-    with pytest.raises(reader.ReadFailed, match=r"part-1\.parquet") as raised:
+    with pytest.raises(ReadFailed, match=r"part-1\.parquet") as raised:
         read(plan_evaluation(files, batch_size=50, rank=0, world=1))
     assert isinstance(raised.value.__cause__, pa.ArrowException | OSError)
     assert threading.active_count() == before
@@ -270,7 +303,7 @@ def test_a_broken_file_ends_the_reading_with_its_cause_and_no_thread(tmp_path: P
 def test_row_counts_other_than_the_log_says_are_refused(tmp_path: Path) -> None:
     (file,) = write_files(tmp_path, [10])
     plan = plan_evaluation([file._replace(num_rows=9)], batch_size=5, rank=0, world=1)
-    with pytest.raises(reader.ReadFailed, match="holds 10 rows where the table's log says 9"):
+    with pytest.raises(ReadFailed, match="holds 10 rows where the table's log says 9"):
         read(plan)
 
 
@@ -288,7 +321,7 @@ def test_rows_that_no_model_could_take_are_refused(
     rows = {"pixels": [b"\0" * 64] * 3, "label_index": pa.array([1, 2, 3], pa.int32())}
     pq.write_table(pa.table(rows | {column: value}), tmp_path / "a.parquet")
     plan = plan_evaluation([RowFile(str(tmp_path / "a.parquet"), 3)], batch_size=5, rank=0, world=1)
-    with pytest.raises(reader.ReadFailed, match=message):
+    with pytest.raises(ReadFailed, match=message):
         list(read_batches(plan, image_size=SIZE))
 
 

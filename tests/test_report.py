@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 from pyspark.sql import SparkSession
 
-from cxr_spark import charts, html_pages, metrics, report
+from cxr_spark import charts, html_pages, learning_curve, metrics, report
 from cxr_spark.comparison import Comparison
 from cxr_spark.comparison import figures_of as comparison_figures
-from cxr_spark.figures import Evaluation, Yardsticks, figures_of
+from cxr_spark.evaluation_words import table
+from cxr_spark.figures import Evaluation, Yardsticks, figures_of, figures_of_split
 from cxr_spark.labels import CLASSES
+from cxr_spark.learning_curve import Point
 from cxr_spark.localisation import METRICS as LOCALISATION
 from cxr_spark.operating_points import choose
 from cxr_spark.report import Pictures
@@ -327,6 +329,31 @@ def test_a_comparison_shows_the_images_gained_and_lost() -> None:
     # The other model gave the truth nothing at all of 05, and still a little of 06.
     assert gained.index("nih:05.png") < gained.index("nih:06.png")
     assert text.count("nih:05.png") > page_of(given).count("nih:05.png")
+
+
+def test_shares_of_train_and_other_splits_are_told_where_they_are_known(page: Page) -> None:
+    assert "How much data it takes" not in page.words
+    given = evaluation()
+    assert "Splits" not in page.words
+    points = [
+        Point(share, images, f"<b>{share}</b>", given.rows)
+        for share, images in ((0.25, 250), (1.0, 1000))
+    ]
+    told = replace(
+        given,
+        figures=[*given.figures, *learning_curve.figures_of(points)],
+        learning_curve=points,
+        other_splits={"train": figures_of_split(given.rows, {"nih": np.arange(1, 10)})},
+    )
+    text = page_of(told)
+    shown = Page(text)
+    cce = f"{given.value('cce'):.3f}"
+    assert shown.open == [] and "<b>0.25" not in text
+    assert f"25.0 % 250 {cce}" in shown.words and f"100.0 % 1,000 {cce}" in shown.words
+    assert f"train 30 {cce}" in shown.words and f"test 30 {cce}" in shown.words
+    lines = "\n".join(table(told))
+    assert re.search(rf"0\.25: 250 images +{cce}", lines)
+    assert re.search(rf"CCE on train +{cce}", lines)
 
 
 def test_heat_and_boxes_are_told_where_there_are_boxes(page: Page) -> None:

@@ -15,6 +15,7 @@ OTHERS: dict[str, Any] = {
     "batch_size": 8,
     "accumulate": 2,
     "images_version": 2,
+    "train_share": 0.5,
     "seed": 5,
     "weights": "a.pt",
     "freeze_backbone": True,
