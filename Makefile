@@ -21,7 +21,7 @@ FROM ?=
 BENCH := $(BIN)/python -m benchmarks.
 CORPUS = $(if $(FROM),--from "$(FROM)")
 
-.PHONY: help install demo test test-long fuzz check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-train bench-engines bench-score bench-score-rerun docs test-airflow
+.PHONY: help install demo learning-curve test test-long fuzz test-kills check lint format clean java bench-ingest bench-scale bench-near bench-delta bench-sql bench-reader bench-learning bench-train bench-engines bench-score bench-score-memory bench-score-rerun docs test-airflow
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -32,11 +32,17 @@ install: .venv/.stamp ## Set up .venv: once, 2 to 5 minutes and about 7 GB
 demo: install ## Run the whole chain on drawn radiographs, into demo/ (5 to 7 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh $(IMAGES) $(EPOCHS)
 
+learning-curve: install ## Train on shares of the drawn images, and tell CCE by share (10 minutes)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/learning_curve.sh $(IMAGES) $(EPOCHS)
+
 test: install ## Run the tests (under 25 minutes)
 	@$(BIN)/python -m pytest -m "not long" $(PYTEST)
 
 test-long: install ## Run the tests that take longer
 	@$(BIN)/python -m pytest -m long $(PYTEST)
+
+test-kills: install ## Kill curate at each of its steps of writing (20 minutes)
+	@CXR_SPARK_KILL_POINTS=1000 $(BIN)/python -m pytest tests/test_kills.py -m long $(PYTEST)
 
 fuzz: install ## Decode 10,000 mutated files
 	@$(BIN)/python -m pytest tests/test_fuzz.py $(PYTEST)
@@ -69,9 +75,16 @@ bench-score: install .venv-bench/.stamp ## Scoring against a bare loop, Daft and
 	@$(BENCH)score --kind pixels --arch densenet121 $(CORPUS)
 	@$(BENCH)score --kind png $(CORPUS)
 	@$(BENCH)score --kind jpeg $(CORPUS)
+	@$(BENCH)score --kind png --rivals daft-torch,ray-torch $(CORPUS)
+
+bench-score-memory: install ## Memory of scoring 20,000 images at 224, by quarters (10 minutes)
+	@$(BENCH)score_memory
 
 bench-score-rerun: install ## Memory of scoring 100,000 images, and reruns that find nothing new
 	@$(BENCH)score_rerun
+
+bench-learning: install ## CCE and calibration error that the defaults reach in ten minutes on 400 images a class
+	@$(BENCH)learning
 
 bench-train: install ## Training steps on the reader against a batch in memory; two processes against one (5 minutes)
 	@$(BENCH)train_step $(CORPUS)

@@ -19,7 +19,9 @@ LAYOUT = {
     "jpeg": "chest_xray/train/PNEUMONIA/person{}_virus_1.jpeg",
 }
 PNG_SIDE = 1024
-JPEG_QUALITY = 90
+JPEG_QUALITIES = (75, 95)
+"""The lowest and the highest of mixed JPEGs, as the sources' are."""
+RGB_SHARE, PROGRESSIVE_SHARE = 0.2, 0.1
 
 
 def originals(folder: str | None) -> list[np.ndarray]:
@@ -44,9 +46,22 @@ def variants(pictures: list[np.ndarray]) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(moved[:, :: rng.choice((1, -1))])
 
 
+def jpeg(picture: np.ndarray, number: int) -> np.ndarray:
+    """One of the mixed JPEGs: of some quality, now and then of three channels or progressive."""
+    rng = np.random.default_rng(number)
+    is_rgb, is_progressive = rng.random(2) < (RGB_SHARE, PROGRESSIVE_SHARE)
+    if is_rgb:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    quality = int(rng.integers(*JPEG_QUALITIES, endpoint=True))
+    how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_PROGRESSIVE, int(is_progressive)]
+    ok, data = cv2.imencode(".jpg", picture, how)
+    assert ok
+    return data
+
+
 def make(kind: str, files: int, out: Path, folder: str | None = None) -> Path:
     """Write the files unless they are there; the source's folder."""
-    root = out / f"{kind}-{files}"
+    root = out / f"{'mixed-' if kind == 'jpeg' else ''}{kind}-{files}"
     pictures = variants(originals(folder))
     for number in range(files):
         path = root / LAYOUT[kind].format(number)
@@ -57,9 +72,9 @@ def make(kind: str, files: int, out: Path, folder: str | None = None) -> Path:
         if kind == "png":
             square = cv2.resize(picture, (PNG_SIDE, PNG_SIDE), interpolation=cv2.INTER_AREA)
             ok, data = cv2.imencode(".png", square, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+            assert ok
         else:
-            ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        assert ok
+            data = jpeg(picture, number)
         path.write_bytes(data.tobytes())
     return root
 

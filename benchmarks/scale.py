@@ -75,8 +75,13 @@ def curate(warehouse: Path, source: Path) -> tuple[dict, dict[str, float], float
     return measured("curate", "--warehouse", warehouse, "--nih", source, "--image-size", 32)
 
 
-def resident(driver: int) -> Iterator[tuple[str, float]]:
-    """Kind and peak resident MiB of the driver, the JVM and the Python workers."""
+def resident(driver: int, field: str = "VmHWM") -> Iterator[tuple[str, float]]:
+    """Kind and resident MiB of the driver, the JVM and the Python workers; their peaks so far.
+
+    Args:
+        driver: its process id.
+        field: of /proc/PID/status; `VmRSS` for what is resident now.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -84,9 +89,9 @@ def resident(driver: int) -> Iterator[tuple[str, float]]:
         except (OSError, UnicodeDecodeError):
             continue
         fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        if "VmHWM" not in fields:
+        if field not in fields:
             continue
-        mebibytes = int(fields["VmHWM"].split()[0]) / 1024
+        mebibytes = int(fields[field].split()[0]) / 1024
         if folder.name == str(driver):
             yield "driver", mebibytes
         elif "org.apache.spark.deploy.SparkSubmit" in command:

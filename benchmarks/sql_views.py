@@ -152,11 +152,20 @@ def with_commits(root: Path, commits: int) -> Warehouse:
         row |= {"model_version": f"m{number % MODELS}", "error": "truncated", "created_at": at}
         row |= {"slice": "all", "class": "all", "metric": "cce", "images_version": number}
         row |= {"predictions_version": number}
-        published = {name: warehouse.append_rows(name, [row]) for name in TABLES if name != "runs"}
+        rows = {
+            name: {column: value for column, value in row.items() if column in _columns(name)}
+            for name in TABLES
+            if name != "runs"
+        }
+        published = {name: warehouse.append_rows(name, [row]) for name, row in rows.items()}
         run = {"run_id": run_id, "job": "score" if number % 4 else "curate", "status": "finished"}
         versions = {name: published[name] for name in PUBLISHED}
         warehouse.append_rows("runs", [run | {"finished_at": at, "versions_written": versions}])
     return warehouse
+
+
+def _columns(name: str) -> set[str]:
+    return {"run_id", *tables.schema(name).names}
 
 
 def timed_openings(spark: SparkSession, commits: int, root: Path, rounds: int) -> dict[str, Any]:

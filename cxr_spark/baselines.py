@@ -69,10 +69,15 @@ def source_only_probabilities(
     return probabilities
 
 
-def share_of_gain(cce_prior: float, cce_source_only: float, cce_model: float) -> float | None:
-    """The part of a model's gain over the prior that the source alone gives; None: no gain."""
+def share_of_gain(cce_prior: Floats, cce_source_only: Floats, cce_model: Floats) -> Floats:
+    """The part of a model's gain over the prior that the source alone gives; NaN: no gain.
+
+    Args:
+        cce_prior, cce_source_only, cce_model: on the same rows, of one shape.
+    """
     gain = cce_prior - cce_model
-    return (cce_prior - cce_source_only) / gain if gain > 0 else None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(gain > 0, (cce_prior - cce_source_only) / gain, np.nan)
 
 
 def within(probabilities: Floats, allowed: Booleans) -> Floats:

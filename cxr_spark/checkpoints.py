@@ -83,7 +83,8 @@ def save(folder: Path, standing: Standing, tensors: Tensors) -> None:
     write_tensors(folder / name, tensors)
     write_json(folder / CHECKPOINT_FILE, {"tensors": name, "standing": asdict(standing)})
     used = {name, standing.kept.file if standing.kept else name}
-    for path in folder.glob("*-*.safetensors"):
+    # Those that a kill left half written have a dot in front and a suffix more.
+    for path in folder.glob("*-*.safetensors*"):
         if path.name not in used:
             path.unlink()
 

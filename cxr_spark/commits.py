@@ -57,9 +57,12 @@ def commit(
     Raises:
         SchemaMismatch: the table has other columns, or rows that break a constraint.
         ConcurrentWrite: another writer was faster.
-        DeltaError: the table needs a writer feature that is not known here.
+        DeltaError: the table needs a writer feature that is not known here, or partitions are to be
+            replaced where there is no one column for them.
     """
     table = staged.table
+    if partitions is not None and len(staged.contract.partition_by) != 1:
+        raise DeltaError(f"{table}: has no one partition column by which rows could be replaced")
     for attempt in range(APPEND_ATTEMPTS):
         if not DeltaTable.is_deltatable(table):
             if _created(staged, run_id, sequence):

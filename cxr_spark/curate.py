@@ -1,6 +1,7 @@
 """images_raw and pixels to images and rejects: what changes is staged, audited and committed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -21,11 +22,13 @@ PAIR = ("content_sha256", "other_sha256")
 class Change(NamedTuple):
     """A table as it will be, without pixels; `staged` are the files to commit, if it changes.
 
+    `seen` is the table's newest version when its rows were read; None: when curating began.
     `partitions` are the splits that an overwrite replaces; None: all of the table.
     """
 
     rows: DataFrame
     staged: staging.Staged | None = None
+    seen: int | None = None
     mode: str = "overwrite"
     partitions: list[str] | None = None
 
@@ -52,14 +55,19 @@ def curate(
 
     Raises:
         AuditRefused: an expectation failed; nothing has been committed.
+        WarningsStand: strict, nothing to commit, and what is published has warnings.
     """
     run.resolved |= policy.to_text() | {"preprocessing": preprocessing.fingerprint()}
+    seen = {name: warehouse.seen(name) for name in tables.PUBLISHED}
+    if images_raw.seen is not None:
+        seen["images_raw"] = images_raw.seen
     before = None if afresh else warehouse.published_run()
     pairs = _change_near_duplicates(spark, warehouse, images_raw.rows, preprocessing, before, run)
     if before and _is_as_before(before, run) and not (images_raw.staged or pairs.staged):
-        run.counts |= {n: int(c) for n, c in before.counts.items() if n not in run.counts}
+        run.counts |= ledger.of_run(before.counts) | {"moved": 0}
         run.versions_written.update({name: before.versions[name] for name in tables.PUBLISHED})
         ledger.say(run)
+        _stand_by_last_audit(warehouse, before, run, strict=strict)
         return
     recorded = _recorded_splits(spark, warehouse, policy, before, run)
     now = run.started_at
@@ -72,6 +80,7 @@ def curate(
         "rejects": _change_rejects(spark, warehouse, curated.rejects, run),
     }
     _tell_moves(images, run)
+    changes = {name: change._replace(seen=seen[name]) for name, change in changes.items()}
     rows = {name: change.rows for name, change in changes.items()}
     ledger.count(rows["images_raw"], rows["images"], rows["rejects"], run)
     ledger.say(run)
@@ -86,14 +95,15 @@ def _is_as_before(before: CurateRun, run: Run) -> bool:
 
 def _commit(warehouse: Warehouse, changes: Mapping[str, Change], run: Run, *, strict: bool) -> None:
     staged = {name: change.staged for name, change in changes.items() if change.staged is not None}
+    before = warehouse.published_run()
     if staged:
         run.say(f"auditing {', '.join(staged)} before they are published")
         rows = {name: change.rows for name, change in changes.items()}
         accounts = ledger.accounts(rows["images_raw"], rows["images"], rows["rejects"])
-        docs = warehouse.root / "data_docs"
-        expectations.audit(rows | {"ledger": accounts}, run, docs, strict=strict)
-    before = warehouse.published()
-    published = {name: before[name] for name in changes if name not in staged}
+        expectations.audit(rows | {"ledger": accounts}, run, _data_docs(warehouse), strict=strict)
+    elif before:
+        _stand_by_last_audit(warehouse, before, run, strict=strict)
+    published = {name: before.versions[name] for name in changes if before and name not in staged}
     for name, files in staged.items():
         change = changes[name]
         published[name] = commits.commit(
@@ -102,8 +112,21 @@ def _commit(warehouse: Warehouse, changes: Mapping[str, Change], run: Run, *, st
             mode=change.mode,
             partitions=change.partitions,
             sequence=0,
+            expected=change.seen,
         )
     run.versions_written.update(published)
+
+
+def _stand_by_last_audit(
+    warehouse: Warehouse, before: CurateRun, run: Run, *, strict: bool
+) -> None:
+    """What is published stays as it is, and so does what its audit found."""
+    warnings = int(before.counts.get("audit_warnings", 0))
+    expectations.stand_by(warnings, run, _data_docs(warehouse), strict=strict)
+
+
+def _data_docs(warehouse: Warehouse) -> Path:
+    return warehouse.root / "data_docs"
 
 
 def _change_near_duplicates(
@@ -114,11 +137,10 @@ def _change_near_duplicates(
     before: CurateRun | None,
     run: Run,
 ) -> Change:
-    """Compare contents that nobody has compared yet with all; forget pairs of what has gone."""
-    readable = images_raw.where("reason IS NULL").select("content_sha256").distinct().persist()
+    """Compare pictures that nobody has compared yet with all; forget pairs of what has gone."""
+    readable = _pictures(images_raw).persist()
     if before:
-        version = before.versions["images_raw"]
-        compared = warehouse.read(spark, "images_raw", version).where("reason IS NULL")
+        compared = _pictures(warehouse.read(spark, "images_raw", before.versions["images_raw"]))
         new = readable.join(compared, on="content_sha256", how="left_anti").persist()
         known = warehouse.read(spark, "near_duplicates", before.versions["near_duplicates"])
         known = known.drop("run_id")
@@ -143,6 +165,12 @@ def _change_near_duplicates(
     if before and tables.same_rows(rows, known, key=PAIR):
         return Change(known)
     return Change(rows, staged)
+
+
+def _pictures(images_raw: DataFrame) -> DataFrame:
+    """One content_sha256 of all that have the same pixels: thousands may wrap one picture."""
+    readable = images_raw.where("reason IS NULL").groupBy("pixel_sha256")
+    return readable.agg(F.min("content_sha256").alias("content_sha256")).select("content_sha256")
 
 
 def _nothing(spark: SparkSession, table: str) -> DataFrame:

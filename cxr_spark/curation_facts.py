@@ -9,7 +9,7 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from cxr_spark import tables
+from cxr_spark import arrow_batches, tables
 from cxr_spark.file_scan import scan
 from cxr_spark.tables import Warehouse
 
@@ -178,7 +178,8 @@ def _greys(spark: SparkSession, warehouse: Warehouse, version: int) -> dict[str,
     images = scan(spark, drawn, tables.schema("images"))
     mean_grey = F.pandas_udf(_mean_greys, "double")  # type: ignore[call-overload]
     place = F.floor(mean_grey("pixels") * GREY_BINS / 256).cast("int")
-    return _binned(images.select("source", place.alias("bin")))
+    with arrow_batches.bounded(spark, arrow_batches.pixels_bytes(images)):
+        return _binned(images.select("source", place.alias("bin")))
 
 
 def _mean_greys(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:

@@ -34,11 +34,19 @@ class NoSuchVersion(DeltaError):
     """The table has no such version, or its log no longer reaches it."""
 
 
+class UnreadableTable(DeltaError):
+    """The table's log is damaged, or of a later protocol than what is read here."""
+
+
 def version(table: str) -> int | None:
-    """The newest version of the table, or None where there is no table."""
+    """The newest version of the table, or None where there is no table.
+
+    Raises:
+        UnreadableTable: its log can't be read.
+    """
     try:
-        return DeltaTable(table).version()
-    except TableNotFoundError:
+        return _opened(table).version()
+    except NoSuchTable:
         return None
 
 
@@ -48,9 +56,9 @@ def history(table: str) -> list[dict[str, Any]]:
     delta-rs numbers what it reads from the version that it has open, so nobody may commit between.
     """
     while True:
-        snapshot = DeltaTable(table)
+        snapshot = _opened(table)
         entries = snapshot.history()
-        if DeltaTable(table).version() == snapshot.version():
+        if _opened(table).version() == snapshot.version():
             return entries
 
 
@@ -76,8 +84,8 @@ def data_files(table: str, at_version: int | None = None) -> list[DataFile]:
 
     Raises:
         NoSuchTable, NoSuchVersion: nothing to read there.
-        DeltaError: the table needs a reader feature (deletion vectors, column mapping, ...) that
-            reading by file lists would get wrong in silence.
+        UnreadableTable: the log can't be read, or the table needs a reader feature (deletion
+            vectors, column mapping, ...) that reading by file lists would get wrong in silence.
     """
     snapshot = open_table(table, at_version)
     actions = pa.table(snapshot.get_add_actions(flatten=False))
@@ -105,27 +113,35 @@ def open_table(table: str, at_version: int | None = None) -> DeltaTable:
     """One version of a table as delta-rs has it, if reading it by file lists is right.
 
     Raises:
-        NoSuchTable, NoSuchVersion, DeltaError: as `data_files`.
+        NoSuchTable, NoSuchVersion, UnreadableTable: as `data_files`.
     """
-    try:
-        snapshot = DeltaTable(table, version=at_version)
-    except TableNotFoundError as error:
-        raise NoSuchTable(f"{table}: no Delta table there") from error
-    except DeltaRsError as error:
-        if at_version is None:
-            raise
-        newest = version(table)
-        raise NoSuchVersion(
-            f"{table}: has no version {at_version}; its newest is {newest}"
-        ) from error
+    snapshot = _opened(table, at_version)
     protocol = snapshot.protocol()
     unreadable = set(protocol.reader_features or ()) - READABLE_FEATURES
     if unreadable or (protocol.min_reader_version == 2):
         named = ", ".join(sorted(unreadable)) or "column mapping"
-        raise DeltaError(
+        raise UnreadableTable(
             f"{table}: needs the Delta reader features {named}, which are not read here"
         )
     return snapshot
+
+
+def _opened(table: str, at_version: int | None = None) -> DeltaTable:
+    try:
+        return DeltaTable(table, version=at_version)
+    except TableNotFoundError as error:
+        raise NoSuchTable(f"{table}: no Delta table there") from error
+    except (DeltaRsError, OverflowError) as error:  # a version beyond 64 bits, too
+        if at_version is not None:
+            newest = version(table)
+            raise NoSuchVersion(
+                f"{table}: has no version {at_version}; its newest is {newest}"
+            ) from error
+        reason = str(error).partition("\n")[0]
+        raise UnreadableTable(
+            f"{table}: its Delta log can't be read: {reason}. It is damaged (bring _delta_log back "
+            "from a copy), or written by a later version of Delta than is read here"
+        ) from error
 
 
 def _as_text(value: object) -> str | None:
@@ -143,7 +159,7 @@ def table_schema(table: str, at_version: int | None = None) -> T.StructType:
     """The columns of one version of a Delta table, ours or not.
 
     Raises:
-        NoSuchTable, NoSuchVersion, DeltaError: as `data_files`.
+        NoSuchTable, NoSuchVersion, UnreadableTable: as `data_files`.
     """
     return spark_schema(open_table(table, at_version))
 

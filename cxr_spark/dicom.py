@@ -27,7 +27,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
 
-from cxr_spark.pseudonyms import pseudonym
+from cxr_spark.pseudonyms import pseudonym_if_known
 from cxr_spark.sources_nih import age_in_years
 
 # Pydicom's warnings repeat the values that they are about.
@@ -97,12 +97,12 @@ def facts(dataset: FileDataset, salt: bytes | None) -> dict[str, Any]:
         salt: under which the patient's id is hashed; None: no id is kept.
     """
     mode, bits = dataset.get("PhotometricInterpretation"), dataset.get("BitsStored")
-    patient_id = str(dataset.get("PatientID") or "").strip()
+    patient_id = str(dataset.get("PatientID") or "")
     view, sex = dataset.get("ViewPosition"), dataset.get("PatientSex")
     return {
         "mode": mode if mode in _GREY + _COLOUR else None,
         "bits": bits if bits in range(1, 65) else None,
-        "patient_id": pseudonym(patient_id, salt) if patient_id and salt else None,
+        "patient_id": pseudonym_if_known(patient_id, salt) if salt else None,
         "view": view if view in ("AP", "PA") else None,
         "sex": sex if sex in ("F", "M") else None,
         "age_years": age_in_years(str(dataset.get("PatientAge") or "")),

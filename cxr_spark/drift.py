@@ -6,7 +6,8 @@ with the usual confidence and the usual class shares passes unseen.
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -15,12 +16,17 @@ import numpy as np
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from cxr_spark import delta
 from cxr_spark.drift_figures import BINS, LIMITS, MIN_IMAGES, Figure, Histograms, compare
 from cxr_spark.labels import CLASSES
-from cxr_spark.run import Run
+from cxr_spark.run import Run, Stopped
 from cxr_spark.tables import Warehouse
 
 REFERENCE_DAYS = 30.0
+MOST_DAYS = 36_500.0
+# Runs that ended so have been judged, and those that counted what they judged.
+ENDS = ("finished", "drift")
+JUDGED = "judged"
 
 
 class DriftOptionError(ValueError):
@@ -28,7 +34,7 @@ class DriftOptionError(ValueError):
 
 
 class Drifted(RuntimeError):
-    """What was scored differs from the reference; all of it has been committed."""
+    """What was scored differs from the reference; it has been committed."""
 
     status = "drift"
 
@@ -103,10 +109,13 @@ def guard_of(options: argparse.Namespace, warehouse: Warehouse) -> Guard:
     """The guard that the options ask for, to be made before any work is done.
 
     Raises:
-        DriftOptionError: a limit that can't be understood, no days, or an unknown run.
+        DriftOptionError: a limit that can't be understood, a number of days that can't be one, or
+            an unknown run.
     """
-    if not options.drift_days > 0:
-        raise DriftOptionError(f"--drift-days {options.drift_days:g}: more than 0 are needed")
+    if not 0 < options.drift_days <= MOST_DAYS:
+        raise DriftOptionError(
+            f"--drift-days {options.drift_days:g}: more than 0 and up to {MOST_DAYS:.0f} are needed"
+        )
     reference = options.drift_reference
     if reference is not None:
         ids = warehouse.read_arrow("runs", ["run_id"]) if warehouse.exists("runs") else {}
@@ -137,6 +146,32 @@ def parse_limits(texts: Sequence[str]) -> dict[str, float]:
     return limits
 
 
+@contextmanager
+def watching(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    run: Run,
+    model_versions: Sequence[str],
+    guard: Guard | None = None,
+) -> Iterator[None]:
+    """Watch what is scored within it, also where --max-runtime ends that.
+
+    After SIGTERM, which asks for a quick end, the next run judges the rows with its own; likewise
+    after a failure.
+
+    Raises:
+        Drifted: as of `watch`.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        if not run.has_sigterm:
+            run.say(str(stopped))
+            watch(spark, warehouse, run, model_versions, guard)
+        raise
+    watch(spark, warehouse, run, model_versions, guard)
+
+
 def watch(
     spark: SparkSession,
     warehouse: Warehouse,
@@ -147,6 +182,7 @@ def watch(
     """Check what a run scored with each model version, tell of it, and end it if one has drifted.
 
     To be called last, when everything is committed. Of a run that scored no files nothing is said.
+    Rows of runs before it that ended without being judged are judged with its own.
 
     Raises:
         Drifted: a figure is beyond its limit.
@@ -159,6 +195,7 @@ def watch(
         if not drift.images:
             continue
         drifts[version] = drift
+        run.counts[JUDGED] = max(run.counts.get(JUDGED, 0), drift.images)
         for line in drift.words:
             run.say(f"{version}: {line}" if len(model_versions) > 1 else line)
         for figure in drift.figures:
@@ -169,7 +206,7 @@ def watch(
     if beyond:
         found = "; ".join(f"{', '.join(names)} of {version}" for version, names in beyond.items())
         raise Drifted(
-            f"beyond the limits: {found}. Everything is committed; look at the images before "
+            f"beyond the limits: {found}. What was scored is committed; look at the images before "
             "the predictions are used"
         )
 
@@ -182,9 +219,12 @@ def check(
     started_at: datetime,
     guard: Guard | None = None,
 ) -> Drift:
-    """Compare the files that a run scored with the reference.
+    """Compare the files scored since the guard looked at this model version last.
+
+    They are those of this run and of runs that ended before they were judged.
 
     Args:
+        run_id: this run.
         started_at: when the run began; the days of the reference are counted back from here.
     """
     guard = guard or Guard()
@@ -192,16 +232,34 @@ def check(
         return Drift(0, 0, [])
     rows = warehouse.read(spark, "predictions").where(F.col("model_version") == model_version)
     is_file = F.col("images_version").isNull()
-    is_now = is_file & (F.col("run_id") == run_id)
+    is_now = is_file & (
+        (F.col("run_id") == run_id)
+        | (F.unix_micros("scored_at") > _judged_until(rows.where(is_file), warehouse))
+    )
     is_reference = is_file & (
         F.col("scored_at") >= F.lit(started_at - timedelta(days=guard.reference_days))
     )
     if guard.reference_run is not None:
         is_reference = F.col("run_id") == guard.reference_run
-    side = F.when(is_now, "now").when(is_reference & (F.col("run_id") != run_id), "reference")
+        is_now &= ~is_reference
+    side = F.when(is_now, "now").when(is_reference, "reference")
     sides = histograms(rows.withColumn("side", side).where("side IS NOT NULL"))
     now, reference = sides["now"], sides["reference"]
     return Drift(now.images, reference.images, compare(now, reference, guard.limits))
+
+
+def _judged_until(rows: DataFrame, warehouse: Warehouse) -> int:
+    """When the last row was scored that a run has judged, microseconds since 1970; 0: none was."""
+    judged = []
+    if warehouse.exists("runs"):
+        runs = delta.read_rows(warehouse.path("runs"), ["run_id", "status", "counts"])
+        judged = [
+            row["run_id"]
+            for row in runs
+            if row["status"] in ENDS or JUDGED in (row["counts"] or {})
+        ]
+    last = rows.where(F.col("run_id").isin(judged)).agg(F.max(F.unix_micros("scored_at"))).head()
+    return (last and last[0]) or 0
 
 
 def histograms(rows: DataFrame) -> dict[str, Histograms]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cxr_spark.artifact import load_card, load_onnx
+from cxr_spark.artifact import ArtifactError, Card, load_card, load_onnx
 from cxr_spark.calibration import probabilities
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
@@ -45,20 +45,24 @@ def resolve(engine: str) -> str:
     return "torch" if any(Path("/dev").glob("nvidia[0-9]*")) else "onnx"
 
 
-def load(folder: str | Path, engine: str) -> Predict:
+def load(folder: str | Path, engine: str, model_version: str | None = None) -> Predict:
     """A model ready to predict, on one thread: Spark runs a worker a core.
 
     Args:
         folder: the artifact.
         engine: `onnx`, or `torch`, which takes a GPU if there is one.
+        model_version: that must be there; None: any.
 
     Raises:
-        ArtifactError: no artifact, or one that was changed.
+        ArtifactError: no artifact, one that was changed, or another one.
     """
-    return _by_torch(folder) if engine == "torch" else _by_onnx(folder)
+    predict, card = _by_torch(folder) if engine == "torch" else _by_onnx(folder)
+    if model_version not in (None, card.model_version):
+        raise ArtifactError(f"{folder}: {card.model_version} is there now, not {model_version}")
+    return predict
 
 
-def _by_onnx(folder: str | Path) -> Predict:
+def _by_onnx(folder: str | Path) -> tuple[Predict, Card]:
     card = load_card(folder)
     options = onnxruntime.SessionOptions()
     # With one thread each, no pools are made, and none is lost when a worker forks for a decoder.
@@ -72,10 +76,10 @@ def _by_onnx(folder: str | Path) -> Predict:
         (logits,) = session.run(["logits"], {"pixels": pixels[:, np.newaxis]})
         return probabilities(logits, card.temperature, card.logit_offset)
 
-    return predict
+    return predict, card
 
 
-def _by_torch(folder: str | Path) -> Predict:
+def _by_torch(folder: str | Path) -> tuple[Predict, Card]:
     # Imported late: it takes seconds, and workers that run ONNX Runtime never need it.
     import torch
 
@@ -83,8 +87,13 @@ def _by_torch(folder: str | Path) -> Predict:
 
     torch.set_num_threads(1)
     model, card = models.load_model(folder)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return partial(models.predict, model, card)
+    predict = partial(models.predict, model, card)
+    if torch.cuda.is_available():
+        model.to("cuda")
+        # CUDA maps much of what it needs when it first works, which decoding leaves no room for.
+        side = card.image_size
+        predict(np.zeros((images_at_once(side), side, side), np.uint8))
+    return predict, card
 
 
 def in_turn(

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from cxr_spark.baselines import share_of_gain
 from cxr_spark.figures import HEADLINE, Evaluation
-from cxr_spark.slice_figures import Figure
+from cxr_spark.slice_figures import SHARE_OF_GAIN, Figure
 
 TABLE = {
     "CCE": "cce",
@@ -37,12 +36,7 @@ def headline(evaluation: Evaluation) -> str:
     cce, prior, source_only, border_only, accuracy = map(evaluation.value, HEADLINE)
     found = evaluation.figure("cce")
     interval = "" if found.ci_low is None else f" [{found.ci_low:.3f}, {found.ci_high:.3f}]"
-    share = share_of_gain(prior, source_only, cce)
-    source = (
-        "the model gains nothing over the prior"
-        if share is None
-        else f"the source alone gives {share:.0%} of the model's gain over the prior"
-    )
+    source = _share_of_gain(evaluation.figure(SHARE_OF_GAIN))
     border = "" if np.isnan(border_only) else f", border only {border_only:.3f}"
     return (
         f"{evaluation.model['model_version']} on {evaluation.split}: CCE {cce:.3f}{interval} on "
@@ -80,9 +74,17 @@ def _lines(evaluation: Evaluation, names: dict[str, str], slice_name: str) -> li
     return [_line(indent + words, figure) for words, figure in figures.items() if figure.n]
 
 
+def _share_of_gain(share: Figure) -> str:
+    if share.value is None:
+        return "the model gains nothing over the prior"
+    has_ends = share.ci_low is not None and share.ci_high is not None
+    ends = f" [{share.ci_low:.0%}, {share.ci_high:.0%}]" if has_ends else ""
+    return f"the source alone gives {share.value:.0%}{ends} of the model's gain over the prior"
+
+
 def _line(words: str, figure: Figure) -> str:
     if figure.value is None:
-        return f"{words:{WIDTH}}{'too few':>8}  {'':>16}  {figure.n:>7,}"
+        return f"{words:{WIDTH - 1}}{figure.lack:>9}  {'':>16}  {figure.n:>7,}"
     value = f"{figure.value:.0f}" if figure.metric in ("gained", "lost") else f"{figure.value:.3f}"
     ends = "" if figure.ci_low is None else f"{figure.ci_low:.3f} to {figure.ci_high:.3f}"
     return f"{words:{WIDTH}}{value:>8}  {ends:>16}  {figure.n:>7,}"

@@ -45,6 +45,12 @@ class AuditRefused(RuntimeError):
         self.failures = failures
 
 
+class WarningsStand(RuntimeError):
+    """Nothing has changed, and what is published was audited with warnings."""
+
+    status = "refused"
+
+
 def suite(name: str) -> dict[str, Any]:
     """The suite of a table, as in schemas/expectations.
 
@@ -103,6 +109,29 @@ def conclude(tables: list[Table], voice: Run, docs: Path, *, strict: bool = Fals
         voice.say(f"the Data Docs can't be written to {docs}: {error}; the audit {verdict}")
     if refused:
         raise AuditRefused(refused)
+
+
+def stand_by(warnings: int, voice: Run, docs: Path, *, strict: bool = False) -> None:
+    """Tell once more what the last audit found, where nothing has changed since.
+
+    Args:
+        warnings: of the audit of what is published.
+        voice: takes their number, and the index page of the Data Docs.
+        docs: folder of the Data Docs.
+        strict: refuse for a warning.
+
+    Raises:
+        WarningsStand: if strict, there were warnings.
+    """
+    voice.counts["audit_warnings"] = warnings
+    index = docs / "index.html"
+    if index.is_file():
+        voice.outputs["data_docs"] = str(index)
+    if warnings and strict:
+        raise WarningsStand(
+            f"nothing has changed, and what is published was audited with {warnings} warnings: "
+            f"{index} tells of them"
+        )
 
 
 def _spark_source() -> Any:

@@ -12,7 +12,7 @@ from PIL import Image
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import localisation
+from cxr_spark import arrow_batches, localisation
 from cxr_spark.labels import LABEL_INDEX
 
 IMAGES_AT_ONCE = 16
@@ -58,7 +58,8 @@ def fits_of_boxes(images: DataFrame, fit: str, model_folder: str) -> pd.DataFram
         "size(boxes) > 0"
     )
     tell = partial(_fits, fit=fit)
-    fits: pd.DataFrame = _on_executors(rows, tell, FITS, model_folder).toPandas()
+    with arrow_batches.bounded(images.sparkSession, arrow_batches.pixels_bytes(rows)):
+        fits: pd.DataFrame = _on_executors(rows, tell, FITS, model_folder).toPandas()
     return fits.sort_values("image_id", ignore_index=True)
 
 

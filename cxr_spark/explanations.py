@@ -1,16 +1,15 @@
 """Where models look in chosen images: Grad-CAM overlays as PNG files beside the predictions."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial, reduce
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from cxr_spark import explain, inference
+from cxr_spark import arrow_batches, engines, explain, inference
 from cxr_spark.images import Preprocessing
 from cxr_spark.run import Run
 from cxr_spark.scored import Scored
@@ -20,9 +19,8 @@ from cxr_spark.whole_files import replaced
 
 FOLDER = "explanations"
 ALL = "all"
-# Overlays that the driver holds at once, and images between two places where a run may stop.
-IMAGES_OF_A_PIECE = 256
-IMAGES_OF_A_TASK = 16
+# Of a piece, between two of which a run may stop, and whose overlays the driver holds at once.
+BATCHES_OF_A_PIECE = 16
 
 
 def choose(listed: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -76,10 +74,11 @@ def write(
         for model in scoring.models:
             known = Scored.read(warehouse, model.card.model_version, at)
             todo = _todo(warehouse, chosen, known, rescore=scoring.rescore)
+            at_once = BATCHES_OF_A_PIECE * engines.images_at_once(model.card.image_size)
             place(warehouse, known.model_version, "").parent.mkdir(parents=True, exist_ok=True)
-            for start in range(0, len(todo), IMAGES_OF_A_PIECE):
+            for start in range(0, len(todo), at_once):
                 run.end_if_stopped()
-                piece = todo.slice(start, IMAGES_OF_A_PIECE)
+                piece = todo.slice(start, at_once)
                 for content, png in _overlays(spark, piece, model, known).items():
                     with replaced(place(warehouse, known.model_version, content)) as file:
                         file.write(png)
@@ -112,12 +111,13 @@ def _overlays(
     said = known.answers(contents)
     classes = {content: int(said[content].probabilities.argmax()) for content in contents}
     pixels = _pixels(spark, piece, Preprocessing.from_json(model.card.preprocessing))
-    return explain.overlays(spark, pixels, classes, model.folder)
+    with arrow_batches.bounded(spark, model.card.image_size**2):
+        return explain.overlays(spark, pixels, classes, model.folder)
 
 
 def _pixels(spark: SparkSession, piece: pa.Table, preprocessing: Preprocessing) -> DataFrame:
     """`image_id`, here the content, and `pixels`, of those images that can still be read."""
-    bounds = [*range(0, len(piece), IMAGES_OF_A_TASK), len(piece)]
+    bounds = [*range(0, len(piece), engines.images_at_once(preprocessing.size)), len(piece)]
     tasks = spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
     read = partial(
         inference.read_share,

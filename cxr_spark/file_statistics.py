@@ -1,6 +1,6 @@
 """What Delta's log says of a Parquet file, so that readers can skip it: taken from its footer."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,7 +12,11 @@ STATS_TYPES = (T.StringType, T.IntegerType, T.LongType, T.TimestampType)
 
 
 def file_statistics(footer: pq.FileMetaData, schema: T.StructType) -> dict[str, Any]:
-    """Delta's per-file statistics from a Parquet footer: rows, minima, maxima, counts of nulls."""
+    """Delta's per-file statistics from a Parquet footer: rows, minima, maxima, counts of nulls.
+
+    What a footer doesn't say of one of its row groups is not said of the file: of texts of some
+    thousand bytes Spark's writer leaves out all, pyarrow's minimum and maximum.
+    """
     flat = {f.name for f in schema if isinstance(f.dataType, STATS_TYPES)}
     minima: dict[str, Any] = {}
     maxima: dict[str, Any] = {}
@@ -20,15 +24,12 @@ def file_statistics(footer: pq.FileMetaData, schema: T.StructType) -> dict[str, 
     for i in range(footer.num_columns):
         name = footer.schema.column(i).path
         chunks = [footer.row_group(g).column(i).statistics for g in range(footer.num_row_groups)]
-        if name not in flat or any(chunk is None for chunk in chunks):
+        is_counted = all(chunk is not None and chunk.has_null_count for chunk in chunks)
+        if name not in flat or not is_counted:
             continue
         nulls[name] = sum(chunk.null_count for chunk in chunks)
-        bounded = [chunk for chunk in chunks if chunk.has_min_max]
-        if not bounded or nulls[name] == footer.num_rows:
-            continue
-        low, high = min(c.min for c in bounded), max(c.max for c in bounded)
-        if (upper := _at_least(high)) is not None:
-            minima[name], maxima[name] = _at_most(low), upper
+        if (bounds := _bounds(chunks)) is not None:
+            minima[name], maxima[name] = bounds
     return {
         "numRecords": footer.num_rows,
         "minValues": minima,
@@ -37,24 +38,42 @@ def file_statistics(footer: pq.FileMetaData, schema: T.StructType) -> dict[str, 
     }
 
 
+def _bounds(chunks: list[pq.Statistics]) -> tuple[Any, Any] | None:
+    """What no value of some row groups is below or above; None where one of them doesn't tell."""
+    filled = [chunk for chunk in chunks if chunk.num_values]
+    if not filled or not all(chunk.has_min_max for chunk in filled):
+        return None
+    try:
+        least, greatest = min(c.min for c in filled), [c.max for c in filled]
+        # pyarrow gives '' for a maximum that was too long to be written.
+        upper = None if "" in greatest else _at_least(max(greatest))
+    except OverflowError:  # a time after the year 9999, for which Python has no value
+        return None
+    return None if upper is None else (_at_most(least), upper)
+
+
 def _at_most(value: Any) -> Any:
     if isinstance(value, str):
         return value[:STATS_MAX_CHARACTERS]
-    return _milliseconds(value, 0) if isinstance(value, datetime) else value
+    return _milliseconds(value) if isinstance(value, datetime) else value
 
 
 def _at_least(value: Any) -> Any:
-    """A bound not below the value in Delta's JSON form, or None where there is none."""
+    """A bound not below the value in Delta's JSON form, or None where there is none.
+
+    Raises:
+        OverflowError: it would be after the year 9999.
+    """
     if isinstance(value, str):
         if len(value) <= STATS_MAX_CHARACTERS:
             return value
         # A cut maximum needs a greater last character to stay a bound.
         head = value[:STATS_MAX_CHARACTERS]
         return head[:-1] + chr(ord(head[-1]) + 1) if ord(head[-1]) < 0xD7FF else None
-    return _milliseconds(value, 999) if isinstance(value, datetime) else value
+    is_moment = isinstance(value, datetime)
+    return _milliseconds(value + timedelta(microseconds=999)) if is_moment else value
 
 
-def _milliseconds(moment: datetime, round_up_us: int) -> str:
-    micros = (moment.microsecond + round_up_us) // 1000 * 1000
-    base = moment.astimezone(UTC).replace(microsecond=0).timestamp() + micros / 1e6
-    return datetime.fromtimestamp(base, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+def _milliseconds(moment: datetime) -> str:
+    """The moment in UTC, cut to milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

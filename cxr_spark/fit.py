@@ -4,7 +4,6 @@ Runs in one process, or in each of the ranks that TorchDistributor starts (`run_
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -24,10 +23,18 @@ from cxr_spark.models import build_model
 from cxr_spark.onnx_export import to_onnx
 from cxr_spark.ranks import Place, StopSign
 from cxr_spark.read_plans import plan_training
-from cxr_spark.training_log import TrainingLog
+from cxr_spark.training_log import TrainingLog, aloud, silently
 from cxr_spark.training_plan import Fitted, TrainingPlan
 from cxr_spark.training_run import INITIAL_FILE, STOP_FILE, open_run
-from cxr_spark.validation import Logits, Statistics, device_batches, evaluate, train_statistics
+from cxr_spark.validation import (
+    EVALUATION_BATCH,
+    Logits,
+    Statistics,
+    device_batches,
+    evaluate,
+    seconds_an_image,
+    train_statistics,
+)
 
 ALONE = Place()
 ADVICE = "try a lower learning rate"
@@ -39,7 +46,9 @@ class Diverged(RuntimeError):
     """The training loss, or what the network says, is infinite or no number any more."""
 
 
-def run_rank(folder: str, deadline: float | None = None) -> None:
+def run_rank(
+    folder: str, deadline: float | None = None, *, cores: int | None = None, quiet: bool = False
+) -> None:
     """One rank of a run, from its last checkpoint to its end or to a request to stop.
 
     Nothing is returned: TorchDistributor lets the ranks write their results over each other.
@@ -48,13 +57,22 @@ def run_rank(folder: str, deadline: float | None = None) -> None:
         folder: of the run, with its plan; every rank and the driver see it. Rank 0 leaves weights,
             ONNX and figures in it.
         deadline: Unix time by which the whole run must have ended; None: the steps decide.
+        cores: that the rank may use at the most; None: its share of the machine's.
+        quiet: tell no progress.
     """
     run = open_run(folder)
     seconds_left = math.inf if deadline is None else deadline - time.time()
     stop_sign = StopSign(run.folder / STOP_FILE, run.folder)
-    with ranks.joined(folder) as place, checkpoints.locked(run.folder, by_us=place.rank == 0):
+    plan = run.plan.for_time(deadline is not None)
+    say = silently if quiet else aloud
+    with (
+        ranks.joined(folder, cores) as place,
+        checkpoints.locked(run.folder, by_us=place.rank == 0),
+    ):
         ranks.agree(False, 0.0, place)  # none reads a checkpoint before the lock is held
-        training = Training(run.plan, run.folder, place, seconds_left, stop_sign.look)
+        if place.rank == 0 and (told := ranks.idle_gpus(place.world)):
+            say(told)
+        training = Training(plan, run.folder, place, seconds_left, stop_sign.look, say)
         if training.run() and place.rank == 0:
             run.keep_fitted(*training.results())
 
@@ -78,7 +96,7 @@ class Training:
         place: Place = ALONE,
         seconds_left: float = math.inf,
         should_stop: Callable[[], bool] = lambda: False,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        say: Callable[[str], None] = aloud,
     ) -> None:
         self.plan, self.folder, self.place, self.should_stop = plan, folder, place, should_stop
         found = checkpoints.load(folder)
@@ -94,13 +112,9 @@ class Training:
         self.offset = logit_offset(
             np.array(standing.train_counts) / sum(standing.train_counts), learned
         )
+        modules = sum(1 for _ in self.learner.model.modules())
         self.schedule = schedule.Schedule(
-            plan.steps,
-            seconds_left,
-            val_share=plan.val_rows / plan.train_rows,
-            epoch_steps=plan.epoch_steps,
-            step=standing.step,
-            share=standing.share,
+            plan.steps, seconds_left, modules=modules, share=standing.share
         )
         self.began = time.monotonic() - standing.seconds
         self._set_total(torch.tensor([standing.loss, standing.rows], dtype=torch.float64))
@@ -137,6 +151,8 @@ class Training:
         batches = device_batches(rows, plan.image_size, self.place, skip=done)
         with closing(batches):
             for pixels, labels in batches:
+                if self.schedule.validation_seconds is None:
+                    self.schedule.validation_seconds = self._expected_validation_seconds(pixels)
                 share = self.schedule.share(standing.step)
                 stop, share = ranks.agree(self.should_stop(), share, self.place)
                 if stop:
@@ -148,17 +164,25 @@ class Training:
                 self._step(pixels, labels, share)
         return True
 
+    def _expected_validation_seconds(self, pixels: Tensor) -> float:
+        """Of a whole val split, by a batch of train, as none has been seen."""
+        some = pixels[:EVALUATION_BATCH]
+        seconds = seconds_an_image(self.learner.judged, some, self.statistics)
+        return seconds * self.plan.val_rows / self.place.world
+
     def _drawing_weights(self) -> tuple[float, ...] | None:
         if self.plan.options.imbalance != "sampling":
             return None
         return tuple(imbalance.class_weights(self.standing.train_counts).tolist())
 
     def _step(self, pixels: Tensor, labels: Tensor, share: float) -> None:
-        options, standing = self.plan.options, self.standing
+        options, standing, began = self.plan.options, self.standing, time.monotonic()
         learning_rate = options.learning_rate * schedule.learning_rate_share(share, options.warm_up)
         self.total += self.learner.step(
             pixels, labels, number=standing.step, learning_rate=learning_rate
         )
+        took = time.monotonic() - began
+        self.schedule.step_seconds = min(self.schedule.step_seconds or took, took)
         standing.step += 1
         standing.share = share
         standing.seconds = time.monotonic() - self.began
@@ -219,7 +243,7 @@ class Training:
         epochs, patience = self.plan.options.epochs, self.plan.options.patience
         trained, kept = len(self.standing.metrics), self.standing.kept
         assert kept is not None
-        return trained == epochs or 0 < patience <= trained - kept.epoch
+        return (epochs is not None and trained >= epochs) or 0 < patience <= trained - kept.epoch
 
     def save(self) -> None:
         """Write a checkpoint; all ranks call it."""

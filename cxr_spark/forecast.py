@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cxr_spark import delta
 from cxr_spark.labels import CLASSES
 from cxr_spark.models import build_model
-from cxr_spark.reader import WINDOW_BYTES
+from cxr_spark.ranks import idle_gpus
+from cxr_spark.reader import AHEAD_BYTES, WINDOW_BYTES, batches_ahead
 from cxr_spark.run import Run
 from cxr_spark.tables import Warehouse
 from cxr_spark.training_plan import TrainingPlan
@@ -37,6 +38,10 @@ def tell(warehouse: Warehouse, plan: TrainingPlan, run: Run) -> None:
     )
     told = f"{plan.steps:,} in {options.epochs} epochs" if plan.steps else "as many as time allows"
     run.say(f"steps: {told}, {plan.epoch_steps:,} an epoch, of {options.batch_size} images")
+    if plan.repeated_rows:
+        run.say(f"an epoch gives out {plan.repeated_rows} images twice, for equal batches")
+    if idle := idle_gpus(options.workers):
+        run.say(idle)
     run.say(f"{'':14}" + "".join(f"{split:>10}" for split in rows))
     for place, name in enumerate(CLASSES):
         run.say(f"{name:14}" + "".join(f"{counts[place]:>10,}" for counts in rows.values()))
@@ -45,6 +50,7 @@ def tell(warehouse: Warehouse, plan: TrainingPlan, run: Run) -> None:
         "epochs": options.epochs,
         "steps": plan.steps,
         "steps_per_epoch": plan.epoch_steps,
+        "rows_repeated": plan.repeated_rows,
         "rows": {split: dict(zip(CLASSES, counts, strict=True)) for split, counts in rows.items()},
         "parameters": parameters,
         "memory_bytes_per_worker": memory,
@@ -69,7 +75,7 @@ def parameter_count(architecture: str) -> int:
 
 
 def memory_bytes(plan: TrainingPlan, parameters: int) -> int:
-    """About what a rank needs at its peak: itself, the network in training, the reader's windows.
+    """About what a rank needs at its peak: itself, the network in training, what it has read.
 
     Activations are counted on one pass without data, twice, as their gradients come beside them.
     """
@@ -78,8 +84,17 @@ def memory_bytes(plan: TrainingPlan, parameters: int) -> int:
     averages = 4 * parameters if options.ema else 0
     activations = 2 * activation_bytes(options.arch, plan.image_size, images)
     network = BYTES_PER_PARAMETER * parameters + averages
-    rows_bytes = plan.train_rows // options.workers * plan.image_size**2
-    return RANK_BYTES + network + activations + min(WINDOWS * WINDOW_BYTES, rows_bytes)
+    return RANK_BYTES + network + activations + reading_bytes(plan)
+
+
+def reading_bytes(plan: TrainingPlan) -> int:
+    """Of the pixels that a rank holds at most: windows, and what is read ahead of them as row
+    groups and of the network as batches."""
+    options, image_bytes = plan.options, plan.image_size**2
+    rows_bytes = plan.train_rows // options.workers * image_bytes
+    batch = -(-options.batch_size // options.workers)
+    batches = batches_ahead([batch], plan.image_size) * batch * image_bytes
+    return min(WINDOWS * WINDOW_BYTES + AHEAD_BYTES, rows_bytes) + batches
 
 
 def activation_bytes(architecture: str, image_size: int, images: int) -> int:

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cxr_spark import baselines
+from cxr_spark import arrow_batches, baselines
 from cxr_spark.baselines import GLANCE_SIZE, THUMBNAIL_SIDE
 from cxr_spark.metrics import Floats
 
@@ -26,17 +26,23 @@ def read_glances(images: DataFrame, split: str, n_train: int) -> pd.DataFrame:
         n_train: rows of train.
 
     Returns:
-        image_id, split, label_index, glance (GLANCE_SIZE bytes), in the order of image_id. Of
-        train as many as TRAIN_ROWS, the same ones each time.
+        image_id, split, label_index, teaches, glance (GLANCE_SIZE bytes), in the order of
+        image_id. Of train about TRAIN_ROWS rows teach, the same ones each time.
     """
     share = min(1.0, TRAIN_ROWS / max(n_train, 1))
     is_drawn = F.pmod(F.xxhash64("image_id"), F.lit(PARTS)) < F.lit(int(share * PARTS))
-    wanted = F.col("split").isin("val", split) | ((F.col("split") == "train") & is_drawn)
+    teaches = (F.col("split") == "train") & is_drawn
+    wanted = F.col("split").isin("val", split) | teaches
     has_pixels = F.length("pixels") == F.col("image_size") * F.col("image_size")
     rows = images.where(wanted & has_pixels).select(
-        "image_id", "split", "label_index", _glances("pixels").alias("glance")
+        "image_id",
+        "split",
+        "label_index",
+        teaches.alias("teaches"),
+        _glances("pixels").alias("glance"),
     )
-    glances: pd.DataFrame = rows.toPandas()
+    with arrow_batches.bounded(images.sparkSession, arrow_batches.pixels_bytes(images)):
+        glances: pd.DataFrame = rows.toPandas()
     return glances.sort_values("image_id", ignore_index=True)
 
 
@@ -47,11 +53,11 @@ def brightness(glances: pd.DataFrame) -> pd.Series:
 
 
 def border_only(glances: pd.DataFrame, image_ids: Iterable[str]) -> Floats | None:
-    """(N, 9) what a model of glances, fitted to those of train, says of these images.
+    """(N, 9) what a model of glances, fitted to those that teach, says of these images.
 
     None where there is nothing to fit it to, or no glance at one of them.
     """
-    train, val = (glances[glances["split"] == split] for split in ("train", "val"))
+    train, val = glances[glances["teaches"]], glances[glances["split"] == "val"]
     known = glances.set_index("image_id")["glance"]
     wanted = known.reindex(list(image_ids))
     if train.empty or wanted.isna().any():
@@ -62,7 +68,9 @@ def border_only(glances: pd.DataFrame, image_ids: Iterable[str]) -> Floats | Non
         _stacked(val["glance"]),
         val["label_index"].to_numpy(np.int64),
     )
-    return model.probabilities(_stacked(wanted))
+    given = _stacked(wanted)
+    parts = (given[start : start + TRAIN_ROWS] for start in range(0, len(given), TRAIN_ROWS))
+    return np.concatenate([model.probabilities(part) for part in parts])
 
 
 @F.pandas_udf(T.BinaryType())  # type: ignore[call-overload]

@@ -31,17 +31,24 @@ def join_groups(edges: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {key: keys[first[component[i]]] for i, key in enumerate(keys)}
 
 
-def mark_pictures(images: DataFrame, near_duplicates: DataFrame) -> DataFrame:
+def mark_pictures(
+    images: DataFrame, near_duplicates: DataFrame, images_raw: DataFrame
+) -> DataFrame:
     """Give images that show one picture, exactly or nearly, one name for it.
 
     Args:
-        images: has content_sha256 and pixel_sha256.
-        near_duplicates: pairs content_sha256, other_sha256; of other contents too.
+        images: has pixel_sha256.
+        near_duplicates: pairs content_sha256, other_sha256; of other pictures too.
+        images_raw: has content_sha256 and pixel_sha256 of all contents: the one of several with
+            the same pixels that a pair names may be that of a file which is none of the images.
 
     Returns:
         The images with `picture`.
     """
-    pixels = images.select("content_sha256", "pixel_sha256").distinct()
+    contents = images_raw.select("content_sha256", "pixel_sha256").distinct()
+    pixels = contents.join(
+        images.select("pixel_sha256").distinct(), on="pixel_sha256", how="left_semi"
+    ).select("content_sha256", "pixel_sha256")
     other = pixels.toDF("other_sha256", "other_pixels")
     pairs = (
         near_duplicates.select("content_sha256", "other_sha256")

@@ -212,6 +212,20 @@ def decode(data: bytes, preprocessing: Preprocessing, salt: bytes | None = None)
         return _rejected(facts, "decoder_memory", "not enough memory to decode the image")
 
 
+def dicom_uids(data: bytes) -> dict[str, Any]:
+    """The UIDs of a DICOM file, as fields of Facts, without its pixels; none of another file.
+
+    Args:
+        data: bytes that `decode` gives pixels of.
+    """
+    if not _is_dicom(data):
+        return {}
+    from cxr_spark import dicom
+
+    tags = dicom.facts(dicom.opened(data), None)
+    return {name: tags[name] for name in ("sop_instance_uid", "study_instance_uid")}
+
+
 def _rejected(facts: Facts, reason: str, detail: str) -> Facts:
     return facts._replace(reason=reason, detail=detail[:500])
 

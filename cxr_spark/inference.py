@@ -1,8 +1,8 @@
 """The worker's side of scoring: a task's images decoded, run through the models, told as rows."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from itertools import groupby, islice
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pyspark import Accumulator, Broadcast, TaskContext
 
 from cxr_spark import delta, engines, isolation
-from cxr_spark.images import Facts, Preprocessing, decode, read_file
+from cxr_spark.images import Facts, Preprocessing, decode, dicom_uids, read_file
+from cxr_spark.listing import look_at
 
 # A younger file that can't be decoded may be half written, by a sender who has paused.
 WHOLE_AFTER_SECONDS = 60.0
@@ -42,7 +43,7 @@ class Plan(NamedTuple):
         piece: the images, columns of `score_inputs.listed_schema` and, for each model, `asks_0`,
             `asks_1`, ...: whether the model's answer is needed.
         bounds: where each task's share of the piece begins, and the end.
-        folders: of the models.
+        models: folder and model_version of each.
         preprocessing: theirs.
         engine: one of `engines.ENGINES`.
         known: by model, the contents that need no inference, sorted, 32 bytes each.
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
 
     piece: pa.Table
     bounds: list[int]
-    folders: tuple[str, ...]
+    models: tuple[tuple[str, str], ...]
     preprocessing: Preprocessing
     engine: str
     known: Broadcast[tuple[NDArray[np.bytes_], ...]]
@@ -59,7 +60,7 @@ class Plan(NamedTuple):
 
     def asked(self, row: Row) -> list[int]:
         """The models whose answer an image needs."""
-        return [model for model in range(len(self.folders)) if row[f"asks_{model}"]]
+        return [model for model in range(len(self.models)) if row[f"asks_{model}"]]
 
     def is_known(self, content: str, model: int) -> bool:
         """Whether a model has scored a content before."""
@@ -104,11 +105,13 @@ def score_share(batches: Iterator[pa.RecordBatch], plan: Plan) -> Iterator[pa.Re
         looked at again another time.
     """
     isolation.settle_worker()
-    schema = found_schema(len(plan.folders))
+    schema = found_schema(len(plan.models))
     numbers = [number for batch in batches for number in batch["id"].to_pylist()]
     through = engines.in_turn
     if engines.resolve(plan.engine) == "torch":
         through = engines.decoding_ahead
+        for model in range(len(plan.models)):  # not beside decoding, whose memory is limited
+            _loaded(model, plan)
     for number in numbers:
         infer = partial(_infer, plan=plan, seen={})
         start, end = plan.bounds[number], plan.bounds[number + 1]
@@ -216,7 +219,7 @@ def _facts(
     preprocessing: Preprocessing,
     is_answered: Callable[[Row, str], bool],
 ) -> Facts:
-    """Read and decode a file; of a content that is answered already, only the content is told."""
+    """Read and decode a file; one whose content is answered already isn't decoded."""
     row = rows[path]
     if not _is_as_listed(row):
         return UNSTABLE
@@ -227,34 +230,23 @@ def _facts(
         return Facts(reason=reason, detail=detail)
     content = sha256(data).hexdigest()
     if is_answered(row, content):
-        return Facts(content)
+        return Facts(content, **dicom_uids(data))
     return decode(data, preprocessing)
 
 
 def _is_as_listed(row: Row) -> bool:
-    try:
-        status = os.stat(row["path"])
-    except OSError:
-        return False
-    modified_at = row["modified_at"]
-    same_time = modified_at is None or _microseconds(modified_at) == status.st_mtime_ns // 1000
-    return same_time and status.st_size == row["size_bytes"]
+    now = look_at("/", row["path"].lstrip("/"), "/")
+    return (now.size_bytes, now.modified_at) == (row["size_bytes"], row["modified_at"])
 
 
 def _is_young(row: Row) -> bool:
-    modified_at = row["modified_at"]
-    if modified_at is None:
-        return False
-    return abs(time.time() - _microseconds(modified_at) / 1e6) < WHOLE_AFTER_SECONDS
-
-
-def _microseconds(moment: Any) -> int:
-    return int(pa.scalar(moment, pa.timestamp("us", "UTC")).cast(pa.int64()).as_py())
+    age = datetime.now(UTC) - row["modified_at"]
+    return abs(age.total_seconds()) < WHOLE_AFTER_SECONDS
 
 
 def _infer(images: list[Image], plan: Plan, seen: Answers) -> Answers:
     """Run the models on the contents that they haven't seen, each once; `seen` grows by them."""
-    for model in range(len(plan.folders)):
+    for model in range(len(plan.models)):
         new = {
             image.facts.content_sha256: image.facts.pixels
             for image in images
@@ -277,15 +269,16 @@ def _infer(images: list[Image], plan: Plan, seen: Answers) -> Answers:
 
 
 # Of this worker process: its models, kept from task to task.
-_models: dict[tuple[str, str], engines.Predict] = {}
+_models: dict[tuple[str, str, str], engines.Predict] = {}
 
 
 def _loaded(model: int, plan: Plan) -> engines.Predict:
     engine = engines.resolve(plan.engine)
-    wanted = {(folder, engine) for folder in plan.folders}
+    wanted = {(folder, engine, version) for folder, version in plan.models}
     for key in _models.keys() - wanted:
         del _models[key]
-    key = (plan.folders[model], engine)
+    folder, version = plan.models[model]
+    key = (folder, engine, version)
     if key not in _models:
         _models[key] = engines.load(*key)
         plan.meters.model_loads.add(1)

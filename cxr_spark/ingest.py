@@ -36,6 +36,8 @@ PART_BYTES = 16 << 20
 SAME_FILE = ("image_id", "size_bytes", "modified_at")
 # Refused by their size, so their content has no hash; other unread files are tried each time.
 UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
+# The only one that a file may have that has been read before.
+REASON_OF_LISTING = "not_in_manifest"
 FACTS = ("format", "width", "height", "mode", "bits", "pixel_sha256", "perceptual_hash")
 # What a DICOM file says of itself counts where the source says nothing.
 OF_THE_FILE = ("patient_id", "view", "sex", "age_years")
@@ -62,10 +64,14 @@ class Reading:
 
 
 class Ingested(NamedTuple):
-    """Every file of every source with its facts; `staged` waits for its commit if it changed."""
+    """Every file of every source with its facts; `staged` waits for its commit if it changed.
+
+    `seen` is the newest version of images_raw when what is published was read.
+    """
 
     images_raw: DataFrame
     staged: staging.Staged | None
+    seen: int
 
 
 def list_sources(
@@ -101,7 +107,7 @@ def ingest(
     pixels is committed piece by piece; images_raw is staged for the caller to commit, unless
     nothing changed.
     """
-    version = warehouse.published().get("images_raw")
+    seen, version = warehouse.seen("images_raw"), warehouse.published().get("images_raw")
     published = _published(warehouse, version)
     files = _with_unlisted_sources(_as_table(listed), published)
     decoded = _decoded_contents(warehouse, reading)
@@ -114,10 +120,10 @@ def ingest(
     known = pa.concat_tables([known, read.select(known.column_names)])
     images_raw = _with_facts(files, known, decoded).sort_by("image_id")
     if version is not None and images_raw.equals(published.sort_by("image_id")):
-        return Ingested(warehouse.read(spark, "images_raw", version), None)
+        return Ingested(warehouse.read(spark, "images_raw", version), None, seen)
     run_id = pa.array([run.run_id] * len(images_raw), pa.string())
     staged = warehouse.stage_arrow("images_raw", images_raw.append_column("run_id", run_id))
-    return Ingested(delta.read_staged(spark, staged), staged)
+    return Ingested(delta.read_staged(spark, staged), staged, seen)
 
 
 def _as_table(listed: list[ListedFile]) -> pa.Table:
@@ -138,12 +144,19 @@ def _with_unlisted_sources(files: pa.Table, published: pa.Table) -> pa.Table:
     """The files listed now, and those of sources that this run doesn't name, as last listed."""
     is_listed = pc.is_in(published["source"], files["source"].combine_chunks().unique())
     unlisted = published.filter(pc.invert(is_listed))
-    was_read = pc.is_valid(unlisted["content_sha256"])
-    for name in WHY:  # a reason that came from decoding is found again with the content
-        place = unlisted.column_names.index(name)
-        unread_reason = pc.if_else(was_read, pa.scalar(None, pa.string()), unlisted[name])
-        unlisted = unlisted.set_column(place, name, unread_reason)
-    return pa.concat_tables([files, unlisted.select(files.column_names).cast(files.schema)])
+    # A reason that came from decoding is found again with the content.
+    is_of_decoding = pc.and_(
+        pc.is_valid(unlisted["content_sha256"]), pc.not_equal(unlisted["reason"], REASON_OF_LISTING)
+    )
+    unlisted = _without_reasons(unlisted, is_of_decoding).select(files.column_names)
+    return pa.concat_tables([files, unlisted.cast(files.schema)])
+
+
+def _without_reasons(files: pa.Table, where: pa.ChunkedArray) -> pa.Table:
+    for name in WHY:
+        why = pc.if_else(where, pa.scalar(None, pa.string()), files[name])
+        files = files.set_column(files.column_names.index(name), name, why)
+    return files
 
 
 def _decoded_contents(warehouse: Warehouse, reading: Reading) -> pa.Table:
@@ -162,7 +175,9 @@ def _known_files(published: pa.Table, decoded: pa.Table, reading: Reading) -> pa
     is_read = pc.is_in(published["content_sha256"], decoded["content_sha256"].combine_chunks())
     is_read = pc.and_(is_read, pc.is_valid(published["content_sha256"]))
     is_unread = pc.is_in(published["reason"], pa.array(UNREAD_UNTIL_CHANGED))
-    of_last_run = published.filter(pc.or_(is_read, is_unread)).select(columns)
+    # Listing tells its reasons anew, and those of decoding are the content's.
+    known = _without_reasons(published, is_read)
+    of_last_run = known.filter(pc.or_(is_read, is_unread)).select(columns)
     return pa.concat_tables([of_last_run, decoded.select(columns).cast(of_last_run.schema)])
 
 
@@ -195,6 +210,8 @@ def _decode_in_pieces(
     there = decoded["content_sha256"].combine_chunks()
     pieces = [tables.arrow_schema("pixels", NARROW).empty_table()]
     mode = "overwrite" if reading.afresh else "append"
+    if len(pending):
+        run.progress(0, len(pending), "files")  # from here on the pace counts
     for sequence, start in enumerate(range(0, len(pending), reading.piece_files)):
         piece = pending.slice(start, reading.piece_files).select(["path", *SAME_FILE])
         staged, read = _staged_piece(spark, warehouse, piece, there, reading, run.run_id)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -34,6 +35,7 @@ EXIT_CODES = {
 }
 UNRECORDED = {"invalid", "busy"}
 VOICE = {"quiet", "verbose"}  # options that change nothing but what is said
+OF_SPARK = {"py4j", "pyspark"}
 EPILOG = """Exit codes: 0 finished, or stopped by SIGTERM or --max-runtime, 1 failed, 2 bad input,
 3 the audit refused, 4 drift, 5 busy. The last line of stdout is the summary as one JSON
 object."""
@@ -112,33 +114,41 @@ def start(
         run.quiet = options.quiet
         if options.verbose:
             os.environ[LOG_LEVEL] = "info"
-    except (InputError, operator_metrics.MetricsFileError) as raised:
+    except (InputError, operator_metrics.MetricsFileError, Stopped, KeyboardInterrupt) as raised:
         run.status, error = _outcome(raised)
     with _summary_stream(prints_result) as summary_stream:
         try:
-            if run.status == "finished":
-                if records and storage.is_remote(str(options.warehouse)):
-                    raise InputError(
-                        f"{options.warehouse}: jobs that write need a folder, as an object store "
-                        "has no locks; mount the store, or give a folder and copy it there"
-                    )
-                main(options, run)
+            try:
+                if run.status == "finished":
+                    _require_folder(options, records=records)
+                    main(options, run)
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ended is told whatever comes
         except (Exception, Stopped, KeyboardInterrupt) as raised:
-            run.status, error = _outcome(raised)
-            if run.status == "failed" and run.has_sigterm:
-                run.status = "stopped"  # a SIGTERM to the whole process group takes the JVM, too
+            run.clear_line()
+            run.status, error = _outcome(raised, has_sigterm=run.has_sigterm)
         finished_at = datetime.now(UTC)
         if records and run.status not in UNRECORDED:
             run.status, error = record(run, options, error, finished_at)
         run.release()
         if metrics_file is not None:
             _write_metrics(metrics_file, run, finished_at)
-        if not prints_result and run.status in ("finished", "drift"):
+        if not prints_result and run.status in ("finished", "drift", "stopped"):
+            if records and run.status == "stopped":
+                run.next_steps = [_again(options)]
             _tell_results(run, finished_at)
         if not (prints_result and run.status == "finished"):
             summary = _summary(run, error, finished_at)
             print(json.dumps(summary, default=str), file=summary_stream, flush=True)
     sys.exit(EXIT_CODES[run.status])
+
+
+def _require_folder(options: argparse.Namespace, *, records: bool) -> None:
+    if records and storage.is_remote(str(options.warehouse)):
+        raise InputError(
+            f"{options.warehouse}: jobs that write need a folder, as an object store has no locks; "
+            "mount the store, or give a folder and copy it there"
+        )
 
 
 def _write_metrics(place: Path, run: Run, finished_at: datetime) -> None:
@@ -147,6 +157,12 @@ def _write_metrics(place: Path, run: Run, finished_at: datetime) -> None:
         operator_metrics.write(place, run, EXIT_CODES, finished_at)
     except OSError as error:
         print(f"{place}: can't be written: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _again(options: argparse.Namespace) -> str:
+    """The command that goes on from where a run was stopped."""
+    resumes = [] if getattr(options, "resume", True) else ["--resume"]
+    return shlex.join([*sys.argv, *resumes])
 
 
 def _tell_results(run: Run, finished_at: datetime) -> None:
@@ -176,7 +192,7 @@ def _summary_stream(prints_result: bool) -> Iterator[IO[str]]:
         yield real
 
 
-def _outcome(raised: BaseException) -> tuple[str, str]:
+def _outcome(raised: BaseException, *, has_sigterm: bool = False) -> tuple[str, str]:
     """Status and message of what main raised; a bug's traceback goes to stderr."""
     ours = type(raised).__module__.split(".")[0] in ("cxr_spark", "__main__")
     if isinstance(raised, Stopped):
@@ -187,6 +203,8 @@ def _outcome(raised: BaseException) -> tuple[str, str]:
         status = raised.status
     elif ours and isinstance(raised, ValueError):
         status = "invalid"
+    elif has_sigterm and _is_loss_of_spark(raised):
+        status = "stopped"  # the SIGTERM was for the whole process group, the JVM among it
     else:
         status = "failed"
     message = str(raised) or type(raised).__name__
@@ -195,6 +213,16 @@ def _outcome(raised: BaseException) -> tuple[str, str]:
         message = f"{type(raised).__name__}: {message}"
     print(f"{status}: {message}", file=sys.stderr, flush=True)
     return status, message
+
+
+def _is_loss_of_spark(raised: BaseException | None) -> bool:
+    """Whether it comes, at whatever remove, from a JVM or a worker of it that went away."""
+    while raised is not None:
+        is_of_spark = type(raised).__module__.split(".")[0] in OF_SPARK
+        if is_of_spark or isinstance(raised, ConnectionError | EOFError):
+            return True
+        raised = raised.__cause__ or raised.__context__
+    return False
 
 
 def record(
@@ -221,7 +249,14 @@ def record(
         "package_version": cxr_spark.__version__,
     }
     try:
-        Warehouse(options.warehouse).append_rows("runs", [row], sequence=0)
+        warehouse = Warehouse(options.warehouse)
+        row["finished_at"] = warehouse.end_of(run.job, run.status, finished_at)
+        if row["finished_at"] != finished_at:
+            run.say(
+                "this machine's clock is behind that of the last published run: recorded as "
+                f"finished at {row['finished_at']}, so that readers see what this run published"
+            )
+        warehouse.append_rows("runs", [row], sequence=0)
     except (Exception, Stopped) as raised:
         return _outcome(raised) if run.status == "finished" else (run.status, error)
     return run.status, error

@@ -148,13 +148,18 @@ def latest_predictions(predictions: DataFrame, model: Mapping[str, Any]) -> Data
 
 
 def flag_related(rows: DataFrame, seen: DataFrame) -> DataFrame:
-    """The rows, with `related`: one of their identities is among those seen."""
+    """The rows, with `related`: an identity of theirs, or of a row of their group, is among those
+    seen.
+
+    Another version of images may have another name for the group.
+    """
     related = F.lit(False)
     for identity in IDENTITIES:
         met = seen.select(identity, F.lit(True).alias(f"met_{identity}")).distinct()
         rows = rows.join(met, on=identity, how="left")
         related = related | F.coalesce(f"met_{identity}", F.lit(False))
-    return rows.withColumn("related", related)
+    of_group = Window.partitionBy(F.coalesce("group_id", "image_id"))
+    return rows.withColumn("related", F.max(related).over(of_group))
 
 
 def with_predictions(rows: DataFrame, predictions: DataFrame) -> DataFrame:

@@ -1,7 +1,7 @@
 """The nine classes, the finding words of the sources, and how a word becomes a label."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 CLASSES: tuple[str, ...] = (
     "Atelectasis",
@@ -97,21 +97,26 @@ def split_finding_labels(text: str) -> list[str]:
 
 
 def parse_selection(
-    texts: Iterable[str], sources: Sequence[str] = SOURCES
+    texts: Iterable[str],
+    sources: Sequence[str] = SOURCES,
+    before: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Parses `source=Class,Class` texts: which classes each source gives.
 
     Args:
         texts: each replaces one source's classes; `source=all` takes all nine.
         sources: the sources of a run, whose manifests may be named beside the public ones.
+        before: classes of sources that stay as they were, where nothing else is chosen.
 
     Returns:
-        The classes by source, in class order: those chosen, else SELECTED, else all nine.
+        The classes by source, in class order: those chosen, else those before, else SELECTED, else
+        all nine.
 
     Raises:
         LabelError: a text names an unknown source or class, no class, or a source again.
     """
-    known = tuple(dict.fromkeys((*SOURCES, *sources)))
+    kept = dict(before or {})
+    known = tuple(dict.fromkeys((*SOURCES, *sources, *kept)))
     chosen: dict[str, tuple[str, ...]] = {}
     for text in texts:
         source, _, words = (part.strip() for part in text.partition("="))
@@ -123,7 +128,7 @@ def parse_selection(
         if source in chosen:
             raise LabelError(f"{text!r}: the classes of {source} are chosen twice.")
         chosen[source] = _classes(text, words)
-    return {source: CLASSES for source in known} | SELECTED | chosen
+    return {source: CLASSES for source in known} | SELECTED | kept | chosen
 
 
 def _classes(text: str, words: str) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class Learner:
         generator = torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         images = standardise(pixels, self.statistics.mean, self.statistics.std)
         if self.options.augment:
-            images = augment(images, generator)
+            images = augment(images, generator, flip=self.options.flip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)

@@ -60,9 +60,15 @@ def count(images_raw: DataFrame, images: DataFrame, rejects: DataFrame, run: Run
     run.counts["rejects"] = sum(row["count"] for row in refused)
 
 
+def of_run(counts: Mapping[str, float]) -> dict[str, int]:
+    """What `count` put into the counts of an earlier run."""
+    totals = ("images", "rejects")
+    return {name: int(n) for name, n in counts.items() if "." in name or name in totals}
+
+
 def lines(counts: Mapping[str, float]) -> list[Line]:
     """The ledger of a run's counts: listed, the reasons in order of precedence, images, splits."""
-    names = _sources(counts)
+    names = sources(counts)
     found = {rule: {n: int(counts.get(f"{n}.{rule}", 0)) for n in names} for rule in RULES}
     return [
         Line(rule, files, sum(files.values()))
@@ -75,19 +81,20 @@ def patients_unknown(counts: Mapping[str, float]) -> list[str]:
     """The sources none of whose images has a patient id."""
     return [
         name
-        for name in _sources(counts)
+        for name in sources(counts)
         if counts.get(f"{name}.images")
         and counts[f"{name}.images"] == counts[f"{name}.{WITHOUT_PATIENT}"]
     ]
 
 
-def _sources(counts: Mapping[str, float]) -> list[str]:
+def sources(counts: Mapping[str, float]) -> list[str]:
+    """The sources that a run listed, or kept from runs before it."""
     return [name.removesuffix(".listed") for name in counts if name.endswith(".listed")]
 
 
 def say(run: Run) -> None:
     """Print the ledger as a table, and what can't be known of the sources."""
-    table = [("", *_sources(run.counts), "total")]
+    table = [("", *sources(run.counts), "total")]
     for line in lines(run.counts):
         sign = "- " if line.rule in REASONS else "= " if line.rule == "images" else "  "
         numbers = (f"{number:,}" for number in (*line.files.values(), line.total))

@@ -12,6 +12,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Microseconds since then, of the years 1 and 9999; a day less, as time zones may add one.
+_EARLIEST, _LATEST = (
+    (datetime(*day, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+    for day in ((1, 1, 2), (9999, 12, 31))
+)
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
 _FOLDER = "a folder or a link to one, which is not followed"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -174,11 +179,10 @@ def _found(path: str, relative: str) -> Found:
     return Found(relative, status.st_size, _modified_at(status.st_mtime_ns))
 
 
-def _modified_at(nanoseconds: int) -> datetime | None:
-    try:
-        return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
-    except OverflowError:  # a file system may say a year beyond 9999
-        return None
+def _modified_at(nanoseconds: int) -> datetime:
+    """The moment to the microsecond, or the nearest that can be told: some clocks are far off."""
+    since = min(max(nanoseconds // 1000, _EARLIEST), _LATEST)
+    return _EPOCH + timedelta(microseconds=since)
 
 
 def _has_image_suffix(file_name: str) -> bool:

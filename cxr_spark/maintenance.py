@@ -142,7 +142,9 @@ def _is_table(folder: Path) -> bool:
 def _history(table: str) -> History:
     try:
         return retention.history(table)
-    except (DeltaRsError, delta.NoSuchVersion, json.JSONDecodeError, OSError) as error:
+    except (delta.NoSuchVersion, delta.UnreadableTable) as error:
+        raise DamagedTable(str(error)) from error
+    except (DeltaRsError, json.JSONDecodeError, OSError) as error:
         (reason, *_) = str(error).splitlines()
         raise DamagedTable(f"{table}: its Delta log can't be read: {reason}") from error
 

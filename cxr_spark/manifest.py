@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from cxr_spark.labels import SOURCES, split_finding_labels
 from cxr_spark.listing import Found, ListedFile, SourceError, leads_out, listed_file, look_at, utf8
-from cxr_spark.pseudonyms import pseudonym
+from cxr_spark.pseudonyms import pseudonym_if_known
 from cxr_spark.sources_nih import age_in_years, csv_lines
 
 REQUIRED = ("path", "label")
@@ -19,8 +19,6 @@ SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _TAKEN = (*SOURCES, "file")  # `file:` is how scoring names the files of a folder
 _WHOLE_FLOAT = re.compile(r"(\d+)\.0")
-# What programs write where they know nothing: as an id, it would make one patient of many.
-_NOBODY = frozenset(("", "nan", "none", "null", "n/a", "<na>"))
 _EXPECTED = (
     f"Give a Parquet file, or a CSV file with commas, that has the columns {', '.join(REQUIRED)} "
     f"and, where known, {', '.join(COLUMNS[len(REQUIRED) :])}."
@@ -126,7 +124,7 @@ def _with_cells(file: ListedFile, cells: _Cells, salt: bytes) -> ListedFile:
     view, split = known["view"].upper(), known["split"].lower()
     return file._replace(
         raw_labels=split_finding_labels(known["label"]),
-        patient_id=None if patient.lower() in _NOBODY else pseudonym(patient, salt),
+        patient_id=pseudonym_if_known(patient, salt),
         view=view if view in ("AP", "PA") else None,
         sex=SEXES.get(known["sex"].lower()),
         age_years=age_in_years(known["age"]),

@@ -21,6 +21,7 @@ class Material:
         images: narrow, see read_images.
         pictures: the same with pixels, as the table has them.
         predictions: of all models.
+        preprocessing: of the images.
     """
 
     spark: SparkSession
@@ -31,6 +32,7 @@ class Material:
     images: DataFrame
     pictures: DataFrame
     predictions: DataFrame
+    preprocessing: str
 
     def train_images(self, share: float = 1) -> int:
         """Images of a share of the train split."""
@@ -44,7 +46,13 @@ class Material:
         return judged(rows, seen_before(self.images, split), self.predictions, model)
 
     def score_command(self, model: Mapping[str, Any], split: str | None = None) -> str:
-        """What makes the predictions that are lacking."""
+        """What makes the predictions that are lacking.
+
+        A model of another preprocessing scores the images of its own version alone, in whichever
+        split they are there.
+        """
+        if model["preprocessing"] != self.preprocessing:
+            return score_command(self.warehouse, model, "all", int(model["images_version"]))
         return score_command(self.warehouse, model, split or self.split, self.images_version)
 
 
@@ -70,4 +78,5 @@ def read_material(
         read_images(spark, warehouse, version),
         warehouse.read(spark, "images", version),
         warehouse.read(spark, "predictions", predictions_version),
+        model["preprocessing"],
     )

@@ -57,7 +57,8 @@ def write(path: Path, run: Run, exit_codes: Mapping[str, int], finished_at: date
         exit_codes: of every status that a run may end with.
         finished_at: with a time zone.
     """
-    complete_at = finished_at.timestamp() if run.status in COMPLETE else _last_complete(path)
+    is_complete = run.status in COMPLETE and not run.counts.get("left")
+    complete_at = finished_at.timestamp() if is_complete else _last_complete(path)
     labels = {"command": run.job, "file": path.stem}
     text = "".join(_lines(_gauges(run, labels, exit_codes, finished_at, complete_at)))
     with replaced(path) as file:  # node_exporter doesn't read what is beside it, by its suffix
@@ -89,7 +90,7 @@ def _gauges(
     if complete_at is not None:
         yield Gauge(
             LAST_COMPLETE,
-            "When a run last did all that there was to do: status finished or drift.",
+            "When a run last did all that there was to do: finished, or drift with nothing left.",
             [(labels, complete_at)],
         )
     if counts:

@@ -4,13 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES
-from cxr_spark.scored import Answer, Scored
+from cxr_spark.scored import UIDS, Answer, Scored
 from cxr_spark.scoring import Scoring
 
 OF_A_FILE = ("image_id", "path", "size_bytes", "modified_at", "images_version")
-UIDS = ("sop_instance_uid", "study_instance_uid")
+NO_DISTRIBUTION = {
+    "error": "no_distribution",
+    "detail": "the model's answer is no set of probabilities",
+}
 
 Row = dict[str, Any]
 
@@ -64,16 +68,19 @@ def rows_of(
             continue
         if finding["content_sha256"] is None and one.has_unread(image):
             continue
+        uids = {name: finding[name] for name in UIDS}
         if finding["reason"] is None:
-            result = _prediction(said_by[number][finding["content_sha256"]])
+            answer = said_by[number][finding["content_sha256"]]
+            result = _prediction(answer.probabilities)
+            uids = {name: uids[name] or getattr(answer, name) for name in UIDS}
         else:
             result = {"error": finding["reason"], "detail": finding["detail"]}
-            result |= {name: finding[name] for name in UIDS}
-        yield of_image | result | {"model_version": one.model_version}
+        yield of_image | uids | result | {"model_version": one.model_version}
 
 
-def _prediction(answer: Answer) -> Row:
-    probabilities = answer.probabilities
+def _prediction(probabilities: NDArray[np.float64]) -> Row:
+    if not np.isfinite(probabilities).all():
+        return NO_DISTRIBUTION
     best = int(probabilities.argmax())
     plogp = probabilities * np.log(np.clip(probabilities, 1e-300, None))
     return {
@@ -81,6 +88,4 @@ def _prediction(answer: Answer) -> Row:
         "predicted_label": CLASSES[best],
         "confidence": float(probabilities[best]),
         "entropy": float(-plogp.sum()),
-        "sop_instance_uid": answer.sop_instance_uid,
-        "study_instance_uid": answer.study_instance_uid,
     }

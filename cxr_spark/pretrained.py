@@ -1,6 +1,7 @@
 """Weights of a file, folded to one grey channel and fitted to our classes."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from cxr_spark.backbones import BACKBONES
 from cxr_spark.models import build_model
+
+# Torchvision's files of densenets are older than its code, which renames these on loading, too.
+OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 class WeightsError(ValueError):
@@ -32,7 +36,7 @@ def read_weights(path: str | Path, architecture: str) -> bytes:
     Raises:
         WeightsError: the file can't be read, or its tensors are not the network's.
     """
-    given = _read(Path(path))
+    given = {OLD_NAME.sub(r"\1\2", name): tensor for name, tensor in _read(Path(path)).items()}
     expected = build_model(architecture).state_dict()
     stem, head = BACKBONES[architecture]
     first = given.get(f"{stem}.weight")

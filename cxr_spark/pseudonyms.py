@@ -8,6 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 SALT_BYTES = 32
+# What programs write where they know nothing: as an id, it would make one patient of many.
+_NOBODY = frozenset(
+    ("", "nan", "none", "null", "n/a", "<na>", "unknown", "anonymous", "anonymized", "anonymised")
+)
 
 
 class SaltError(ValueError):
@@ -18,6 +22,11 @@ def pseudonym(patient_id: str, salt: bytes) -> str:
     """Returns the HMAC-SHA-256 of a patient id under the salt, hex; space around the id is none."""
     assert patient_id.strip(), "an unknown patient has no pseudonym: all would be one"
     return hmac.new(salt, patient_id.strip().encode(), hashlib.sha256).hexdigest()
+
+
+def pseudonym_if_known(text: str, salt: bytes) -> str | None:
+    """Returns the pseudonym of a patient id; None where the text says that it isn't known."""
+    return None if text.strip().lower() in _NOBODY else pseudonym(text, salt)
 
 
 def salt_id(salt: bytes) -> str:

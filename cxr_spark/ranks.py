@@ -1,7 +1,9 @@
 """One rank of a distributed run: its place among the others, what it shares, and how it ends."""
 
 import ctypes
+import hashlib
 import os
+import platform
 import signal
 import time
 import traceback
@@ -58,7 +60,7 @@ class StopSign:
 
 
 @contextmanager
-def joined(folder: str | Path) -> Iterator[Place]:
+def joined(folder: str | Path, cores: int | None = None) -> Iterator[Place]:
     """Join the other ranks for the length of a block, as torchrun's environment says.
 
     The process ends with its parent, uses its share of the cores, and where the block raises,
@@ -66,15 +68,15 @@ def joined(folder: str | Path) -> Iterator[Place]:
 
     Args:
         folder: for tracebacks; every rank and the driver see it.
+        cores: that a rank may use at the most; None: its share of the machine's.
     """
     _end_with_parent()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_machine))
     try:
-        place = Place(rank, world, _device(on_this_machine))
+        place = Place(rank, world, _device(int(os.environ["LOCAL_WORLD_SIZE"])))
         # Tensors on the CPU go by gloo also beside a GPU: what ranks agree on waits for no kernel.
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo")
+        torch.set_num_threads(_threads(place, cores))
         yield place
         dist.destroy_process_group()
     except BaseException:
@@ -133,6 +135,28 @@ def rows_of_all_ranks(rows: Tensor, counts: Sequence[int], place: Place) -> Tens
         if len(part):
             dist.broadcast(part, src=rank)
     return torch.cat(parts)
+
+
+def idle_gpus(workers: int) -> str | None:
+    """What to say of GPUs that so many ranks on this machine are too many for; None: nothing."""
+    gpus = torch.cuda.device_count()
+    if not 0 < gpus < workers:
+        return None
+    return (
+        f"training on the CPU: {workers} workers need a GPU each, and there "
+        f"{'is' if gpus == 1 else 'are'} {gpus}; --workers {gpus} trains on "
+        f"{'it' if gpus == 1 else 'them'}"
+    )
+
+
+def _threads(place: Place, cores: int | None) -> int:
+    """This rank's share of its machine's cores; torchrun knows of its own ranks alone, and on a
+    cluster each has a torchrun of its own."""
+    name = hashlib.sha256(platform.node().encode()).digest()
+    machine = torch.tensor([int.from_bytes(name[:7], "big")])
+    machines = rows_of_all_ranks(machine, [1] * place.world, place)
+    share = len(os.sched_getaffinity(0)) // int((machines == machine).sum())
+    return max(1, share if cores is None else min(share, cores))
 
 
 def _device(on_this_machine: int) -> torch.device:

@@ -110,10 +110,16 @@ def plan_training(
     order = np.random.default_rng((seed, epoch, 0)).permutation(len(files))
     steps = -(-total // batch_size)
     first, last = _share(total, rank, world)
-    repeated = max(0, steps - (last - first))
+    repeated = _lacking(steps, first, last)
     batch_sizes = _sizes(last - first + repeated, steps)
     portions = _portions([files[place] for place in order], first, last)
     return ReadPlan(portions, batch_sizes, repeated, (seed, epoch, rank + 1), class_weights)
+
+
+def repeated_rows(total: int, batch_size: int, world: int) -> int:
+    """How many of so many rows an epoch of training gives out twice, over all ranks."""
+    steps = -(-total // batch_size)
+    return sum(_lacking(steps, *_share(total, rank, world)) for rank in range(world))
 
 
 def plan_evaluation(
@@ -135,6 +141,11 @@ def plan_evaluation(
     bounds = [min(batch * batch_size, total) for batch in range(first, last + 1)]
     batch_sizes = [end - start for start, end in pairwise(bounds)]
     return ReadPlan(_portions(files, bounds[0], bounds[-1]), batch_sizes)
+
+
+def _lacking(steps: int, first: int, last: int) -> int:
+    """Rows that a rank lacks for a batch of one at least in each step: 1 at the most."""
+    return max(0, steps - (last - first))
 
 
 def _share(total: int, rank: int, world: int) -> tuple[int, int]:

@@ -25,6 +25,8 @@ BATCHES_AHEAD = 4
 # Petastorm decodes in the thread that asks: two threads read by turns, each some row groups ahead.
 READERS = 2
 ROW_GROUPS_AHEAD = 2
+# Large batches, and large row groups, are fewer ahead: as many as this holds, or one.
+AHEAD_BYTES = 64 << 20
 
 Columns = dict[str, NDArray]
 Item = TypeVar("Item")
@@ -66,7 +68,16 @@ def read_batches(
         ReadFailed: a file that is missing, broken, or not what the plan says.
     """
     batches = _batches(plan, image_size, ("pixels", "label_index", *columns), skip)
-    yield from _read_ahead(batches, BATCHES_AHEAD)
+    yield from _read_ahead(batches, batches_ahead(plan.batch_sizes, image_size))
+
+
+def batches_ahead(batch_sizes: Sequence[int], image_size: int) -> int:
+    """How many batches are read ahead, by the bytes of their pixels."""
+    return _ahead(BATCHES_AHEAD, max(batch_sizes, default=0) * image_size**2)
+
+
+def _ahead(at_most: int, item_bytes: int) -> int:
+    return max(1, min(at_most, AHEAD_BYTES // max(1, item_bytes)))
 
 
 def _read_ahead(items: Generator[Item, None, None], count: int) -> Generator[Item, None, None]:
@@ -129,12 +140,16 @@ def _drawn(
 
 
 def _with_repeats(row_groups: Iterator[Columns], plan: ReadPlan) -> Iterator[Columns]:
-    """The row groups, then again the first rows of the first one as often as the plan says."""
-    opening = next(row_groups, None)
+    """The row groups, then again the first rows of the first one as often as the plan says.
+
+    The first is the first of which the plan has rows: those before it in its file have none.
+    """
+    with_rows = (group for group in row_groups if len(group["pixels"]))
+    opening = next(with_rows, None)
     if opening is None:
         return iter(())
     again = {name: column[: plan.repeated] for name, column in opening.items()}
-    return chain([opening], row_groups, [again])
+    return chain([opening], with_rows, [again])
 
 
 def _windows(row_groups: Iterator[Columns]) -> Iterator[list[Columns]]:
@@ -174,8 +189,10 @@ def _in_turn(
     # ventilator. So the footers say how many there are.
     groups = [(portion, _row_group_sizes(portion)) for portion in portions]
     shares = [groups[start::READERS] for start in range(min(READERS, len(groups)))]
+    largest = max((size for _, sizes in groups for size in sizes), default=0)
+    count = _ahead(ROW_GROUPS_AHEAD, READERS * largest * image_size**2)
     with ExitStack() as readers:
-        ahead = [_read_ahead(_row_groups(s, image_size, names), ROW_GROUPS_AHEAD) for s in shares]
+        ahead = [_read_ahead(_row_groups(share, image_size, names), count) for share in shares]
         for reader in ahead:
             readers.enter_context(closing(reader))
         for place, (_, sizes) in enumerate(groups):

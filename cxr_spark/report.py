@@ -10,8 +10,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from cxr_spark import bootstrap, charts, explain, html_pages, ledger, metrics
-from cxr_spark.artifact import ArtifactError, load_card
-from cxr_spark.baselines import share_of_gain
+from cxr_spark.artifact import ArtifactError, Card, load_card, load_weights
 from cxr_spark.figures import Evaluation
 from cxr_spark.html_pages import UNKNOWN, percent
 from cxr_spark.judged_images import SEEN
@@ -21,7 +20,7 @@ from cxr_spark.metrics import Booleans, Floats
 from cxr_spark.operating_points import SPECIFICITY
 from cxr_spark.reasons import REASONS
 from cxr_spark.scored_rows import ScoredRows
-from cxr_spark.slice_figures import ECE_BINS, SMALLEST_SLICE, Figure
+from cxr_spark.slice_figures import ECE_BINS, SHARE_OF_GAIN, SMALLEST_SLICE, Figure
 from cxr_spark.tables import CurateRun, Warehouse
 
 MISTAKES = 12
@@ -40,6 +39,7 @@ SHARES = frozenset(
         "sensitivity_at_specificity_95",
         "pointing_game",
         "pointing_game_by_chance",
+        SHARE_OF_GAIN,
     }
 )
 """Metrics that are told in percent."""
@@ -65,9 +65,13 @@ class Pictures(NamedTuple):
 
 def write(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation, path: Path) -> None:
     """Write the report of an evaluation; the file appears whole or not at all."""
-    pictures = read_pictures(spark, warehouse, evaluation)
-    curated = warehouse.find_curate_run(evaluation.images_version)
-    page = render(evaluation, pictures, made_at=datetime.now(UTC), curated=curated)
+    page = render(
+        evaluation,
+        read_pictures(spark, warehouse, evaluation),
+        made_at=datetime.now(UTC),
+        curated=warehouse.find_curate_run(evaluation.images_version),
+        card=_find_card(evaluation),
+    )
     html_pages.write(path, page)
 
 
@@ -77,6 +81,7 @@ def render(
     *,
     made_at: datetime,
     curated: CurateRun | None = None,
+    card: Card | None = None,
 ) -> str:
     """The whole page.
 
@@ -85,17 +90,18 @@ def render(
         pictures: of the images in pictured.
         made_at: when, in UTC.
         curated: the run that published the images; its ledger and its rules are shown.
+        card: of the model's artifact; its intended use and limits are shown.
     """
     environment = html_pages.environment()
     environment.filters |= {"number": _number, "interval": _interval, "told": _told}
-    rows, value = evaluation.rows, evaluation.value
+    rows = evaluation.rows
     forest = charts.forest(evaluation)
     return environment.get_template("evaluation.html").render(
         evaluation=evaluation,
         made_at=made_at,
         n_groups=len(np.unique(rows.group_id)),
         bars=charts.bars(evaluation),
-        share=share_of_gain(value("cce_prior"), value("cce_source_only"), value("cce")),
+        share=evaluation.figure(SHARE_OF_GAIN),
         forest=forest,
         forest_scale=charts.scale_of([row.cce.figure for row in forest]),
         within=evaluation.slice_names("within="),
@@ -110,6 +116,7 @@ def render(
         mistakes=confident_mistakes(rows),
         hits=clear_hits(rows),
         pictures=pictures,
+        card=card,
         curated=curated,
         ledger=ledger.lines(curated.counts) if curated else [],
         reasons=REASONS,
@@ -153,7 +160,7 @@ def clear_hits(rows: ScoredRows) -> list[Shown]:
 def read_pictures(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluation) -> Pictures:
     """The pictures that the page needs, from the pixels that the model was given.
 
-    There are no overlays where the model's artifact can't be opened.
+    There are no overlays where the model's weights can't be opened.
     """
     shown = pictured(evaluation)
     images = warehouse.read(spark, "images", evaluation.images_version)
@@ -162,12 +169,19 @@ def read_pictures(spark: SparkSession, warehouse: Warehouse, evaluation: Evaluat
     thumbnails = {row.image_id: html_pages.thumbnail(bytes(row.pixels)) for row in found.collect()}
     folder = evaluation.model["artifact_path"]
     try:
-        load_card(folder)
+        load_weights(folder, load_card(folder))
     except ArtifactError:
         return Pictures(thumbnails, {})
     classes = {image_id: LABEL_INDEX[one.predicted] for image_id, one in shown.items()}
     overlays = explain.overlays(spark, found, classes, folder) if shown else {}
     return Pictures(thumbnails, {n: html_pages.data_uri(png) for n, png in overlays.items()})
+
+
+def _find_card(evaluation: Evaluation) -> Card | None:
+    try:
+        return load_card(evaluation.model["artifact_path"])
+    except ArtifactError:
+        return None
 
 
 def _shown(rows: ScoredRows, places: Iterable[int]) -> list[Shown]:
@@ -255,9 +269,11 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _told(figure: Figure) -> str:
-    """A figure's value; one of too few images says so in its place."""
+    """A figure's value; one of too few images, or that isn't defined, says so in its place."""
+    if figure.value is None and figure.lack == "too few" and figure.n:
+        return f"too few ({figure.n:,})"
     if figure.value is None:
-        return f"too few ({figure.n:,})" if figure.n else UNKNOWN
+        return "undefined" if figure.n else UNKNOWN
     return percent(figure.value, 1) if figure.metric in SHARES else _number(figure.value)
 
 

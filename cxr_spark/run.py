@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # The environment variable that says how much of its own log Spark shows on stderr.
 LOG_LEVEL = "CXR_SPARK_LOG_LEVEL"
+# For an instant `maintain` holds each lock, to see whether somebody else does.
+LOOK_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0  # between two lines
 PROGRESS_SECONDS_ON_A_TERMINAL = 0.2  # where a line takes the place of the one before
 CLEAR_LINE = "\r\x1b[K"
@@ -28,6 +30,24 @@ class Busy(RuntimeError):
 
 class Stopped(BaseException):
     """SIGTERM came, or the time is up; not an Exception, so that no handler swallows it."""
+
+
+class Pace:
+    """How fast something gets done, counted from when it was first looked at."""
+
+    def __init__(self, done: int) -> None:
+        self._began, self.first = time.monotonic(), done
+
+    def words(self, done: int, total: int, unit: str) -> str:
+        """As `25 of 100 files, 10.0 files/s, 8 s left`; without a rate until one is known."""
+        seconds = time.monotonic() - self._began
+        rate = (done - self.first) / seconds if seconds > 0 else 0.0
+        words = f"{done:,} of {total:,} {unit}"
+        if rate > 0:
+            words += f", {rate:.1f} {unit}/s" if rate >= 1 else f", {rate:.2g} {unit}/s"
+        if rate > 0 and done < total:
+            words += f", {(total - done) / rate:.0f} s left"
+        return words
 
 
 class Run:
@@ -54,13 +74,18 @@ class Run:
         self._sigterm_came = False
         self._locks = contextlib.ExitStack()
         self._progress_at = 0.0
-        self._progress_from: tuple[float, int] | None = None
+        self._pace: Pace | None = None
 
     def say(self, text: str) -> None:
         """A line of words on stderr; none from a quiet run."""
         if not self.quiet:
-            over_progress = CLEAR_LINE if self._progress_from and sys.stderr.isatty() else ""
-            print(f"{over_progress}[{self.job}] {text}", file=sys.stderr, flush=True)
+            self.clear_line()
+            print(f"[{self.job}] {text}", file=sys.stderr, flush=True)
+
+    def clear_line(self) -> None:
+        """On a terminal: what comes next takes the place of a line of progress."""
+        if self._pace and sys.stderr.isatty():
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
 
     @property
     def seconds_left(self) -> float:
@@ -113,24 +138,20 @@ class Run:
         """How far a step is, with rate and time left: a line that renews itself on a terminal,
         elsewhere a new one every two seconds at the most."""
         now = time.monotonic()
-        if self._progress_from is None or done < self._progress_from[1]:
-            self._progress_from = (now, done)
+        if self._pace is None or done < self._pace.first:
+            self._pace = Pace(done)
         on_terminal = sys.stderr.isatty()
         pause = PROGRESS_SECONDS_ON_A_TERMINAL if on_terminal else PROGRESS_SECONDS
         if done < total and now - self._progress_at < pause:
             return
         self._progress_at = now
-        began, first = self._progress_from
-        rate = (done - first) / (now - began) if now > began else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        pace = f", {rate:.1f} {unit}/s" if rate > 0 else ""
-        line = f"{done:,} of {total:,} {unit}{pace}{left}"
+        line = self._pace.words(done, total, unit)
         if done < total and on_terminal and not self.quiet:
             print(f"{CLEAR_LINE}[{self.job}] {line}", end="", file=sys.stderr, flush=True)
         else:
             self.say(line)
         if done >= total:
-            self._progress_from = None
+            self._pace = None
 
     def lock(self, folder: str | Path, name: str) -> None:
         """Hold `<folder>/.locks/<name>` until the run is recorded; the system frees a dead one's.
@@ -145,12 +166,14 @@ class Run:
             file = self._locks.enter_context((place / name).open("a+"))
         except OSError as error:
             raise InputError(f"{folder}: not a folder to write to: {error.strerror}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        is_ours = _take(file)
+        if not is_ours:
+            time.sleep(LOOK_SECONDS)
+            is_ours = _take(file)
+        if not is_ours:
             file.seek(0)
             holder = file.read().strip() or "another run"
-            raise Busy(f"{holder} is at work on {folder} ({name}); try again later") from None
+            raise Busy(f"{holder} is at work on {folder} ({name}); try again later")
         file.truncate(0)
         file.write(self.run_id)
         file.flush()
@@ -158,3 +181,12 @@ class Run:
     def release(self) -> None:
         """Free the locks."""
         self._locks.close()
+
+
+def _take(file: IO[str]) -> bool:
+    """Whether the lock was free, and is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

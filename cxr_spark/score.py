@@ -15,12 +15,13 @@ from cxr_spark import inference, prediction_rows, score_inputs
 from cxr_spark.images import Preprocessing
 from cxr_spark.prediction_commits import Writer
 from cxr_spark.run import Run
-from cxr_spark.scored import Scored
+from cxr_spark.scored import Scored, first_of_each
 from cxr_spark.scoring import Scoring
 from cxr_spark.tables import Warehouse
 
 # How long a piece should take: SIGTERM and --max-runtime end a run between two.
 PIECE_SECONDS = 30.0
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 # Of the first piece, while nothing is known of the pace.
 FIRST_PIECE_OF_A_CORE = 16
 MOST_IMAGES_A_TASK, FEWEST_IMAGES_A_TASK = 64, 8
@@ -48,15 +49,21 @@ def score(
     """Score what the models haven't scored yet of what is listed, and commit it piece by piece.
 
     A file that is known by path, size and time is not opened; a content that is known gets its
-    row without inference. Between two pieces the run may be stopped.
+    row without inference. Between two pieces the run may be stopped. What was scored longest ago
+    comes first after what is new, so that a `--rescore` that was stopped goes on in its rerun.
 
     Args:
-        listed: by `list_images` or `score_inputs.image_files`.
+        listed: by `list_images` or `score_inputs.image_files`; an image that stands there twice is
+            one image.
     """
+    listed = first_of_each(listed, "image_id")
     versions = scoring.model_versions
-    writer = Writer(spark, warehouse, versions, run.run_id, may_repeat=scoring.rescore)
-    seen = None if scoring.rescore else writer.seen
-    known = [Scored.read(warehouse, version, seen) for version in versions]
+    writer = Writer(warehouse, versions, run.run_id, may_repeat=scoring.rescore)
+    known = [Scored.read(warehouse, version, writer.seen) for version in versions]
+    last_scored = pc.fill_null(known[0].last_scored(listed), NEVER)
+    listed = listed.append_column("last_scored_at", last_scored)
+    if scoring.rescore:
+        known = [Scored.read(warehouse, version, None) for version in versions]
     settled = score_inputs.is_settled(listed, datetime.now(UTC))
     is_file = pc.is_null(listed["images_version"])
     unstable = pc.and_(is_file, pc.invert(settled))
@@ -70,8 +77,9 @@ def score(
 def _todo(listed: pa.Table, known: Sequence[Scored], scoring: Scoring) -> pa.Table:
     """The images that lack a row, those first that need no inference.
 
-    Beside the columns of what is listed: `lacks_0`, ... by model version; `asks_0`, ... by model,
-    whether its answer is needed, for a row of its own or the ensemble's; `is_work`, whether any is.
+    Beside the columns of what is listed but `last_scored_at`: `lacks_0`, ... by model version;
+    `asks_0`, ... by model, whether its answer is needed, for a row of its own or the ensemble's;
+    `is_work`, whether any is.
     """
     lacks = [pc.invert(one.holds(listed)) for one in known]
     todo = listed
@@ -88,7 +96,8 @@ def _todo(listed: pa.Table, known: Sequence[Scored], scoring: Scoring) -> pa.Tab
         asks.append(pc.and_(wanted, pc.invert(known[number].has_answer(content))))
         todo = todo.append_column(f"asks_{number}", asks[-1])
     todo = todo.append_column("is_work", reduce(pc.or_, asks))
-    return todo.sort_by([(name, "ascending") for name in ("is_work", "part", "image_id")])
+    order = ("is_work", "last_scored_at", "part", "image_id")
+    return todo.sort_by([(name, "ascending") for name in order]).drop_columns(["last_scored_at"])
 
 
 class Pass:
@@ -116,15 +125,17 @@ class Pass:
 
     def score(self, todo: pa.Table) -> None:
         """Score it in pieces, and count."""
-        self.run.counts |= {"scored": 0, "errors": 0}
+        self.run.counts |= {"scored": 0, "errors": 0, "left": len(todo)}
         if len(todo):
             self.writer.prepare()
+            self.run.progress(0, len(todo), "images")  # from here on the pace counts
         began, done = time.perf_counter(), 0
         with self.run.safe_points():
             for piece in self._pieces(todo):
                 self.run.end_if_stopped()
                 self._score_piece(piece)
                 done += len(piece)
+                self.run.counts["left"] = len(todo) - done
                 self._count(time.perf_counter() - began)
                 self.run.progress(done, len(todo), "images")
             self._count(time.perf_counter() - began)
@@ -169,7 +180,7 @@ class Pass:
         plan = inference.Plan(
             piece.drop_columns(["is_work"]).combine_chunks(),
             bounds,
-            tuple(model.folder for model in self.scoring.models),
+            tuple((model.folder, model.card.model_version) for model in self.scoring.models),
             Preprocessing.from_json(self.scoring.card.preprocessing),
             self.scoring.engine,
             broadcast,
@@ -200,7 +211,8 @@ class Pass:
                 continue
             rows = list(prediction_rows.rows_of(image, finding, said_by, self.known))
             self.run.counts["scored" if rows else "skipped"] += 1
-            self.run.counts["errors"] += finding["reason"] is not None
+            is_error = finding["reason"] is not None or any("error" in row for row in rows)
+            self.run.counts["errors"] += is_error
             yield from (row | of_run for row in rows)
 
     def _count(self, seconds: float) -> None:

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 
 from cxr_spark import delta, tables
 from cxr_spark.artifact import Card
-from cxr_spark.listing import ListedFile, listed_file, look_at, utf8
+from cxr_spark.listing import Found, ListedFile, listed_file, look_at, utf8
 from cxr_spark.sources import list_folder
 from cxr_spark.sources_nih import csv_lines
 from cxr_spark.tables import Warehouse
@@ -80,7 +80,10 @@ def _listed(columns: dict[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
 
 
 def image_files(folders: Iterable[str | Path], lists: Iterable[str | Path]) -> pa.Table:
-    """The files below folders and those that lists name; a file that is met again is left out.
+    """The files below folders and those that lists name.
+
+    A file that is met again below another folder is left out. A list's rows all stay, also those
+    that name a file once more: each has the name that the list has.
 
     Args:
         folders: nested ones too; `listing.walk` says what counts as an image.
@@ -91,26 +94,32 @@ def image_files(folders: Iterable[str | Path], lists: Iterable[str | Path]) -> p
         SourceError: a folder is missing or can't be listed, or a list is no CSV.
         ScoreInputError: a list can't be read, or has no column `path`.
     """
-    listed: dict[str, tuple[str, ListedFile]] = {}
+    below: dict[str, tuple[str, ListedFile]] = {}
     for folder in folders:
         root = os.path.abspath(folder)
         for file in list_folder(folder):
-            listed.setdefault(file.image_id, (os.path.relpath(file.path, root), file))
+            below.setdefault(file.image_id, (os.path.relpath(file.path, root), file))
+    named = []
     for place in lists:
         for name in _paths(place):
             file = _look(os.path.join(os.path.dirname(os.path.abspath(place)), name))
-            listed.setdefault(file.image_id, (utf8(name), file))
+            named.append((utf8(name), file))
     names = ("image_id", "path", "size_bytes", "modified_at", "reason", "detail")
     rows = [
         {"name": name} | {column: getattr(file, column) for column in names}
-        for name, file in listed.values()
+        for name, file in [*below.values(), *named]
     ]
     return pa.Table.from_pylist(rows, listed_schema())
 
 
 def _look(path: str) -> ListedFile:
     """Describes a file anywhere by one stat."""
-    file = listed_file("file", "/", look_at("/", os.path.normpath(path).lstrip("/"), "/"))
+    if "\0" in path:
+        detail = "no file's name has a character 0"
+        found = Found(path.lstrip("/"), reason="unreadable", detail=detail)
+    else:
+        found = look_at("/", os.path.normpath(path).lstrip("/"), "/")
+    file = listed_file("file", "/", found)
     return file._replace(image_id=f"file:{file.path}")
 
 

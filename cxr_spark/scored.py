@@ -14,7 +14,8 @@ from cxr_spark.tables import Warehouse
 
 # A file with these is the same as when it was scored.
 STATE = ("size_bytes", "modified_at", "image_id")
-OF_CONTENT = ("content_sha256", "probabilities", "sop_instance_uid", "study_instance_uid")
+UIDS = ("sop_instance_uid", "study_instance_uid")
+OF_CONTENT = ("content_sha256", "probabilities", *UIDS)
 COLUMNS = (*STATE, *OF_CONTENT, "images_version", "error", "scored_at")
 # Refused by their size, so their content has no hash; other unread files are tried each time.
 UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
@@ -34,13 +35,15 @@ class Scored:
     Attributes:
         model_version: whose.
         rows: as the table has them, the newest first.
+        newest: the newest row of each image.
     """
 
     def __init__(self, model_version: str, rows: pa.Table) -> None:
         self.model_version = model_version
         self.rows = rows.sort_by([("scored_at", "descending")])
+        self.newest = first_of_each(self.rows, "image_id")
         self._good = self.rows.filter(pc.is_null(self.rows["error"])).select(OF_CONTENT)
-        unread = self.rows.filter(pc.is_null(self.rows["content_sha256"])).select(STATE)
+        unread = self.newest.filter(pc.is_null(self.newest["content_sha256"])).select(STATE)
         self._unread = {tuple(row.values()) for row in unread.to_pylist()}
         self._digests = _digests(self._good["content_sha256"].unique().to_pylist())
         self._added: dict[str, Answer] = {}
@@ -58,20 +61,21 @@ class Scored:
         """Of each listed image whether it needs no scoring.
 
         A file is known by path, size and time, unless it couldn't be read, which may have passed;
-        a curated image by image_id and content.
+        a curated image by image_id and content. Only the newest row of an image counts, as it does
+        for whoever reads predictions: what is as it was before that row gets a new one.
         """
-        files = self.rows.filter(pc.is_null(self.rows["images_version"]))
+        files = self.newest.filter(pc.is_null(self.newest["images_version"]))
         was_read = pc.is_valid(files["content_sha256"])
         for_good = pc.is_in(files["error"], pa.array(UNREAD_UNTIL_CHANGED))
         is_file = pc.is_null(listed["images_version"])
         return pc.if_else(
             is_file,
             _is_in(states(listed), states(files.filter(pc.or_(was_read, for_good)))),
-            _is_in(_contents(listed), _contents(self.rows)),
+            _is_in(_contents(listed), _contents(self.newest)),
         )
 
     def has_unread(self, image: Mapping[str, Any]) -> bool:
-        """Whether a file in this state has a row that says that it couldn't be read."""
+        """Whether the newest row of a file says that it couldn't be read in this state."""
         return tuple(image[name] for name in STATE) in self._unread
 
     def content_of(self, listed: pa.Table) -> pa.ChunkedArray:
@@ -79,8 +83,12 @@ class Scored:
         place = _places(states(listed), states(self.rows))
         return self.rows["content_sha256"].take(place)
 
-    def newest(self, listed: pa.Table) -> Iterator[list[float] | None]:
-        """The probabilities of each listed image in its state; None where there are none."""
+    def last_scored(self, listed: pa.Table) -> pa.ChunkedArray:
+        """When each listed image was scored last; null: never."""
+        return self.newest["scored_at"].take(_places(listed["image_id"], self.newest["image_id"]))
+
+    def probabilities(self, listed: pa.Table) -> Iterator[list[float] | None]:
+        """The newest ones of each listed image in its state; None where there are none."""
         by_state = _places(states(listed), states(self.rows))
         by_content = _places(_contents(listed), _contents(self.rows))
         places = pc.if_else(pc.is_null(listed["images_version"]), by_state, by_content)
@@ -101,14 +109,27 @@ class Scored:
         self._added.setdefault(content, answer)
 
     def answers(self, contents: Iterable[str]) -> dict[str, Answer]:
-        """What is known of some contents."""
+        """What is known of some contents; their UIDs where any row has them."""
         wanted = pa.array(sorted(set(contents)), pa.string())
-        places = _places(wanted, self._good["content_sha256"]).drop_null()
-        found = self._good.take(places).to_pylist()
-        known = {row["content_sha256"]: _answer(row) for row in found}
+        known = {row["content_sha256"]: _answer(row) for row in _first(self._good, wanted)}
+        named = self._good.filter(pc.is_valid(self._good["sop_instance_uid"]))
+        for row in _first(named, wanted):
+            content = row["content_sha256"]
+            known[content] = known[content]._replace(**{name: row[name] for name in UIDS})
         return known | {
             name: self._added[name] for name in wanted.to_pylist() if name in self._added
         }
+
+
+def first_of_each(rows: pa.Table, column: str) -> pa.Table:
+    """The first row of each value of a column, in their order."""
+    is_first = pc.equal(_places(rows[column], rows[column]), pa.array(np.arange(len(rows))))
+    return rows.filter(is_first)
+
+
+def _first(rows: pa.Table, contents: pa.Array) -> list[dict[str, Any]]:
+    """The first row of each of the contents that are among the rows."""
+    return rows.take(_places(contents, rows["content_sha256"]).drop_null()).to_pylist()
 
 
 def _digests(contents: Sequence[str]) -> NDArray[np.bytes_]:
@@ -117,7 +138,7 @@ def _digests(contents: Sequence[str]) -> NDArray[np.bytes_]:
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     probabilities = np.array([row["probabilities"][name] for name in CLASS_COLUMNS])
-    return Answer(probabilities, row["sop_instance_uid"], row["study_instance_uid"])
+    return Answer(probabilities, *(row[name] for name in UIDS))
 
 
 def states(rows: pa.Table) -> pa.ChunkedArray:

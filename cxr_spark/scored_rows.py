@@ -23,7 +23,7 @@ class ScoredRows:
         probabilities: (N, 9) float64, in the order of labels.CLASSES.
         slices: (N,) names by kind, see slices.slices_of.
         known_as_train: (N,) bool, the source's own list says that it is no test image; None: no
-            list is known.
+            list is known, or none matters.
     """
 
     image_id: Names

@@ -1,17 +1,20 @@
 """How images are scored: with which models, checked before anything runs, and in which pieces."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cxr_spark import delta
 from cxr_spark.artifact import Card, load_card, load_onnx, load_weights
 from cxr_spark.images import Preprocessing
 from cxr_spark.tables import Warehouse
+from cxr_spark.whole_files import replaced
 
 # Images between two commits at most: what a kill costs, and how many small files a table gets.
 COMMIT_EVERY = 2_000
+
+ENSEMBLES = "ensembles"  # a folder of the warehouse
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -21,7 +24,7 @@ class ScoringError(ValueError):
 
 
 class Model(NamedTuple):
-    """An artifact whose files are what its card says."""
+    """An artifact whose files are what its card says; `folder` is where links lead to."""
 
     folder: str
     card: Card
@@ -66,12 +69,20 @@ def load_model(folder: str | Path) -> Model:
     Raises:
         ArtifactError: no artifact, or one that was changed.
         PreprocessingError: it expects images as this version of the package can't make them.
+        ScoringError: its card contradicts itself.
     """
+    folder = Path(folder).resolve()  # a link may lead to another model before the run's end
     card = load_card(folder)
     load_weights(folder, card)
     load_onnx(folder, card)
-    Preprocessing.from_json(card.preprocessing)
-    return Model(str(Path(folder).absolute()), card)
+    preprocessing = Preprocessing.from_json(card.preprocessing)
+    said = card.preprocessing_fingerprint, card.image_size
+    if said != (preprocessing.fingerprint(), preprocessing.size):
+        raise ScoringError(
+            f"{folder}: its card has the preprocessing {card.preprocessing}, and the fingerprint "
+            f"or the image size ({card.image_size}) of another; train it again"
+        )
+    return Model(str(folder), card)
 
 
 def _check(scoring: Scoring) -> None:
@@ -97,29 +108,46 @@ def _check(scoring: Scoring) -> None:
         )
 
 
-def check_ensemble(warehouse: Warehouse, scoring: Scoring) -> dict[str, str]:
-    """Refuse an ensemble's name that stands for something else in this warehouse already.
+def claim_ensemble(warehouse: Warehouse, scoring: Scoring) -> dict[str, str]:
+    """Make an ensemble's name stand for its models in this warehouse, for ever.
+
+    `<warehouse>/ensembles/<name>.json` says so before the first row does. To be called by who has
+    the name's lock.
 
     Returns:
         What to record of the ensemble with the run's arguments; nothing without an ensemble.
 
     Raises:
-        ScoringError: the name is a model's, or an earlier run's for other models.
+        ScoringError: the name is a model's, or stands for other models.
     """
-    if scoring.ensemble is None:
+    name = scoring.ensemble
+    if name is None:
         return {}
-    members = ",".join(sorted(model.card.model_version for model in scoring.models))
+    members = sorted(model.card.model_version for model in scoring.models)
     if warehouse.exists("models"):
         models = warehouse.read_arrow("models", ["model_version"])["model_version"].to_pylist()
-        if scoring.ensemble in models:
-            raise ScoringError(f"--ensemble {scoring.ensemble}: a model is named so; take another")
-    if warehouse.exists("runs"):
-        for row in delta.read_rows(warehouse.path("runs"), ["job", "arguments"]):
-            earlier = row["arguments"] or {}
-            is_other = earlier.get("ensemble_of", members) != members
-            if row["job"] == "score" and earlier.get("ensemble") == scoring.ensemble and is_other:
-                raise ScoringError(
-                    f"--ensemble {scoring.ensemble}: in this warehouse the mean of "
-                    f"{earlier['ensemble_of']}; take another name for these models"
-                )
-    return {"ensemble_of": members}
+        if name in models:
+            raise ScoringError(f"--ensemble {name}: a model is named so; take another")
+    record = warehouse.root / ENSEMBLES / f"{name}.json"
+    if record.exists():
+        claimed = json.loads(record.read_text("utf-8"))
+        if claimed != members:
+            raise ScoringError(
+                f"--ensemble {name}: in this warehouse the mean of {', '.join(claimed)}; take "
+                "another name for these models"
+            )
+    elif _has_predictions(warehouse, name):
+        raise ScoringError(
+            f"--ensemble {name}: there are predictions of that name, and no {record} to say of "
+            "which models; take another"
+        )
+    else:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(record) as file:
+            file.write(json.dumps(members).encode())
+    return {"ensemble_of": ",".join(members)}
+
+
+def _has_predictions(warehouse: Warehouse, model_version: str) -> bool:
+    files = warehouse.files("predictions") if warehouse.exists("predictions") else []
+    return any(file.partition["model_version"] == model_version for file in files)

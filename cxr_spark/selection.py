@@ -39,7 +39,7 @@ class Policy:
     def to_text(self) -> dict[str, str]:
         """Returns the attributes as the runs table holds them."""
         return {
-            "selected": json.dumps({name: list(words) for name, words in self.selected.items()}),
+            "selected": json.dumps(dict(self.selected), sort_keys=True),
             "label_policy": self.label_policy,
             "caps": json.dumps(dict(self.caps), sort_keys=True),
             "split_policy": self.split_policy,
@@ -50,6 +50,12 @@ class Policy:
         """Tells whether a run with these arguments drew its splits by the same rule."""
         ours = self.to_text()
         return all(arguments.get(name) == ours[name] for name in ("split_policy", "ratios"))
+
+
+def selection_of(arguments: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Returns the classes by source of a run with these arguments."""
+    selected = json.loads(arguments.get("selected", "{}"))
+    return {source: tuple(classes) for source, classes in selected.items()}
 
 
 class Curated(NamedTuple):
@@ -129,22 +135,21 @@ def curate_files(
     Args:
         images_raw: every listed file with its facts.
         near_duplicates: pairs of contents that show one picture.
-        recorded: image_id, split and split_since of the images published before, whose splits
-            count; empty to draw all splits afresh.
+        recorded: image_id, pixel_sha256, split and split_since of the images published before,
+            whose splits count; empty to draw all splits afresh.
         policy: what decides.
         preprocessing: of the pixels that the images will have.
         now: when this run's splits count as given.
     """
     labelled = select_labels(images_raw, policy).persist()
     without_label = labelled.where("reason IS NOT NULL")
-    pictures = mark_pictures(labelled.where("reason IS NULL"), near_duplicates)
+    pictures = mark_pictures(labelled.where("reason IS NULL"), near_duplicates, images_raw)
     marked = mark_over_caps(mark_copies(pictures), policy.caps)
     grouped = group_images(marked).persist()
-    kept = grouped.where("reason IS NULL")
-    placed = assign_splits(kept, policy.ratios, policy.split_policy, recorded)
+    placed = assign_splits(grouped, policy.ratios, policy.split_policy, recorded)
     left_out = grouped.where("reason IS NOT NULL")
     stays = F.col("split") == F.col("recorded_split")
-    images = placed.select(
+    images = placed.where("reason IS NULL").select(
         "*",
         F.when(stays, F.col("recorded_since")).otherwise(F.lit(now)).alias("split_since"),
         _index_of_label().alias("label_index"),

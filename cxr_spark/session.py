@@ -3,17 +3,20 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
+from py4j.java_gateway import JavaGateway
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from cxr_spark import storage
-from cxr_spark.run import LOG_LEVEL
+from cxr_spark.run import LOG_LEVEL, Pace
 
 # What each is for: docs of cxr_spark.delta and README, "Spark settings". A setting given on the
 # command line, in a properties file or in PYSPARK_SUBMIT_ARGS wins over these.
@@ -36,8 +39,12 @@ SETTINGS = {
 # In local mode nothing needs to be reached from another machine.
 LOOPBACK = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
 LOG_SETTINGS = Path(str(resources.files("cxr_spark.conf"))) / "log4j2.properties"
+# The JVM's own word on a module that Spark has it load; no option silences it.
+UNWANTED = b"WARNING: Using incubator modules"
+BYTES_AT_ONCE = 1 << 16
 GIBIBYTE = 1 << 30
-WATCH_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+SAY_SECONDS = 10.0
 
 
 @contextmanager
@@ -51,7 +58,8 @@ def spark_session(
 
     Args:
         app_name: as Spark's own pages show it.
-        say: takes a line on how far Spark is, each ten seconds of a long stage.
+        say: takes a line on how far Spark is, its rate and the time left, each ten seconds of a
+            long stage.
     """
     running = SparkSession.getActiveSession()
     if running is not None:
@@ -72,14 +80,21 @@ def spark_session(
 
 def _watch(spark: SparkSession, say: Callable[[str], None], ended: threading.Event) -> None:
     tracker = spark.sparkContext.statusTracker()
-    spoken: set[tuple[int, int]] = set()
-    while not ended.wait(WATCH_SECONDS):
-        for stage in tracker.getActiveStageIds():
-            info = tracker.getStageInfo(stage)
-            if info is None or info.numTasks == 1 or (stage, info.numCompletedTasks) in spoken:
-                continue
-            spoken.add((stage, info.numCompletedTasks))
-            say(f"Spark: {info.numCompletedTasks} of {info.numTasks} tasks done")
+    paces: dict[int, Pace] = {}
+    said: dict[int, tuple[float, int]] = {}  # when, and of how many tasks
+    # The JVM may end first: how the job ended is told by others.
+    with suppress(Py4JError, OSError):
+        while not ended.wait(WATCH_SECONDS):
+            for stage in tracker.getActiveStageIds():
+                info = tracker.getStageInfo(stage)
+                if info is None or info.numTasks == 1:
+                    continue
+                now, done = time.monotonic(), info.numCompletedTasks
+                pace = paces.setdefault(stage, Pace(done))
+                said_at, said_of = said.setdefault(stage, (now, 0))
+                if now - said_at >= SAY_SECONDS and done != said_of:
+                    said[stage] = (now, done)
+                    say(f"Spark: {pace.words(done, info.numTasks, 'tasks')}")
 
 
 def _start(app_name: str) -> SparkSession:
@@ -89,12 +104,14 @@ def _start(app_name: str) -> SparkSession:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        # By this variable, as spark.driver.extraJavaOptions may be the user's; it splits at spaces.
-        if LOG_SETTINGS.is_file() and " " not in str(LOG_SETTINGS):
-            os.environ.setdefault("SPARK_SUBMIT_OPTS", f"-Dlog4j2.configurationFile={LOG_SETTINGS}")
+        # By this variable, as spark.driver.extraJavaOptions may be the user's. It splits at spaces,
+        # and a URI has none.
+        if LOG_SETTINGS.is_file():
+            option = f"-Dlog4j2.configurationFile={LOG_SETTINGS.as_uri()}"
+            os.environ.setdefault("SPARK_SUBMIT_OPTS", option)
         os.environ["PYSPARK_SUBMIT_ARGS"] = _submit_arguments()
     # Starting the JVM first makes the settings that the user gave visible before ours are added.
-    SparkContext._ensure_initialized()
+    SparkContext._ensure_initialized(gateway=SparkContext._gateway or _gateway())
     given = SparkContext._jvm.org.apache.spark.SparkConf()  # type: ignore[union-attr]
     builder = SparkSession.builder.appName(app_name)
     for name, value in _settings(given.get("spark.master", SETTINGS["spark.master"])).items():
@@ -104,6 +121,28 @@ def _start(app_name: str) -> SparkSession:
     spark.sparkContext.setLogLevel(os.environ.get(LOG_LEVEL, "error").upper())
     _warn_of_heap(spark)
     return spark
+
+
+def _gateway() -> JavaGateway:
+    """The JVM of spark-submit, or a new one, whose stderr comes through us without UNWANTED."""
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        return launch_gateway()
+    read_end, write_end = os.pipe()
+    threading.Thread(target=_pass_on, args=(read_end,), daemon=True).start()
+    try:
+        return launch_gateway(popen_kwargs={"stderr": write_end})
+    finally:
+        os.close(write_end)
+
+
+def _pass_on(read_end: int) -> None:
+    """Write to stderr what comes from the JVM, line by line, until it has ended."""
+    unfinished = b""
+    while piece := os.read(read_end, BYTES_AT_ONCE):
+        *lines, unfinished = (unfinished + piece).split(b"\n")
+        os.write(2, b"".join(line + b"\n" for line in lines if not line.startswith(UNWANTED)))
+    os.write(2, unfinished)
+    os.close(read_end)
 
 
 def _settings(master: str) -> dict[str, str]:

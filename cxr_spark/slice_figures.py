@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_spark import bootstrap, metrics
+from cxr_spark.baselines import share_of_gain
 from cxr_spark.bootstrap import Draws
 from cxr_spark.labels import CLASSES
 from cxr_spark.metrics import Booleans, Floats
@@ -24,6 +25,7 @@ MEANS_OVER_CLASSES = {
     "f1": "f1",
 }
 OVERALL = ("accuracy", "brier", *MEANS_OVER_CLASSES.values(), "ece")
+SHARE_OF_GAIN = "source_share_of_gain"
 
 
 class Figure(NamedTuple):
@@ -36,6 +38,13 @@ class Figure(NamedTuple):
     ci_low: float | None
     ci_high: float | None
     n: int
+
+    @property
+    def lack(self) -> str | None:
+        """Why there is no value, in two words at the most; None where there is one."""
+        if self.value is not None:
+            return None
+        return "undefined" if self.slice_name == "all" or self.n >= SMALLEST_SLICE else "too few"
 
 
 class Spread(NamedTuple):
@@ -82,8 +91,9 @@ def slice_figures(
     draws = bootstrap.draw_groups(rows.group_id)
     ratios = of_ratios(list(_ratios(rows, guesses, points)), draws)
     ranks = _of_ranks(rows, draws)
+    means = [*_over_classes([*ratios, *ranks]), _ece(rows, draws), *_share_of_gain(ratios)]
     found = []
-    for spread in (*ratios, *_over_classes([*ratios, *ranks]), _ece(rows, draws), *ranks):
+    for spread in (*ratios, *means, *ranks):
         enough = 1 if is_whole else SMALLEST_SLICE
         if is_whole or images_of[spread.class_name]:
             has_value = images_of[spread.class_name] >= enough
@@ -147,6 +157,17 @@ def of_ratios(ratios: Sequence[Ratio], draws: Draws) -> list[Spread]:
         Spread(ratio.class_name, ratio.metric, value, ratio.denominator > 0)
         for ratio, value in zip(ratios, values, strict=True)
     ]
+
+
+def _share_of_gain(ratios: Sequence[Spread]) -> Iterator[Spread]:
+    """See baselines.share_of_gain, where its baselines are among the ratios."""
+    cce = {spread.metric: spread for spread in ratios if spread.class_name == "all"}
+    if {"cce_prior", "cce_source_only"} <= cce.keys():
+        prior, source_only, model = (
+            cce[name].of_draws for name in ("cce_prior", "cce_source_only", "cce")
+        )
+        shares = share_of_gain(prior, source_only, model)
+        yield Spread("all", SHARE_OF_GAIN, shares, cce["cce"].about)
 
 
 def _of_ranks(rows: ScoredRows, draws: Draws) -> list[Spread]:

@@ -20,6 +20,8 @@ from cxr_spark.listing import (
 __all__ = ["Box", "ListedFile", "SourceError", "list_folder", "list_source"]
 
 SPLIT_FOLDERS = frozenset(("train", "val", "test"))
+# Folders that say nothing of a file's label: where there is no other, its name does.
+PLAIN_FOLDERS = SPLIT_FOLDERS | {"", "images", "chest_xray", "tb_chest_radiography_database"}
 LAYOUTS: dict[str, str] = {
     "nih": "Data_Entry_2017.csv beside images_001/images/*.png",
     "pneumonia": "chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg",
@@ -35,12 +37,16 @@ FOLDER_LABELS: dict[str, frozenset[str]] = {
 # (subtype, number) is the patient: `person12` alone is two children, one with bacteria, one virus.
 _PNEUMONIA_PATIENT = re.compile(r"person(\d+)_(bacteria|virus)_", re.IGNORECASE)
 _NORMAL_PATIENT = re.compile(r"((?:NORMAL\d+-)?IM-\d+)-", re.IGNORECASE)
+# `COVID19(566).jpg`, `Tuberculosis-1.png`: class and number.
+_NUMBERED = re.compile(r"(\w+?)\s*(?:\(\d+\)|-\d+)\.\w+")
 
 
 def list_source(name: str, root: str | os.PathLike[str]) -> Iterator[ListedFile]:
     """Lists a source: every file named like an image, and every metadata row.
 
-    `listing.walk` says which files those are. No image is opened.
+    `listing.walk` says which files those are. No image is opened. NIH's table says what an image
+    shows; in the other sources the folder does, or, where all files were put into one, the names
+    that the source gives its files, as in `person1_virus_6.jpeg` and `Normal-1.png`.
 
     Args:
         name: one of `labels.SOURCES`.
@@ -57,9 +63,11 @@ def list_source(name: str, root: str | os.PathLike[str]) -> Iterator[ListedFile]
     layout = f"Expected for {name}: {LAYOUTS[name]}."
     folder = _folder(root, f"{layout} Give the folder that holds this.")
     listed = _list_nih(folder) if name == "nih" else _list_folders(name, folder)
+    if name == "nih" and not listed:
+        raise SourceError(f"{folder}: no image, and no row in its table. {layout}")
     if name != "nih" and not any(FOLDER_LABELS[name].intersection(f.raw_labels) for f in listed):
         raise SourceError(
-            f"{folder}: no image in a folder of this source. {layout} "
+            f"{folder}: no image in a folder of this source, and none with a name of it. {layout} "
             "Give the folder that holds this, unpacked."
         )
     return iter(sorted(listed, key=lambda file: file.image_id))
@@ -118,14 +126,32 @@ def _list_folders(source: str, root: str) -> list[ListedFile]:
     listed = []
     for found in walk(root):
         *folders, file_name = found.relative.split("/")
-        split = folders[-2].lower() if len(folders) > 1 else None
+        splits = [folder.lower() for folder in folders[-2:] if folder.lower() in SPLIT_FOLDERS]
         file = listed_file(source, root, found)._replace(
-            raw_labels=[canonical_label(utf8(folder)) for folder in folders[-1:]],
-            folder_split=split if split in SPLIT_FOLDERS else None,
+            raw_labels=_folder_labels(source, folders, file_name),
+            folder_split=splits[-1] if splits else None,
             patient_id=_pneumonia_patient(file_name) if source == "pneumonia" else None,
         )
         listed.append(file)
     return listed
+
+
+def _folder_labels(source: str, folders: list[str], file_name: str) -> list[str]:
+    """What the folder says, or, where it says nothing, the file's name."""
+    folder = folders[-1] if folders else ""
+    by_name = _label_in_name(file_name)
+    if folder.lower() in PLAIN_FOLDERS and by_name in FOLDER_LABELS[source]:
+        return [by_name]
+    return [canonical_label(utf8(folder))] if folder else []
+
+
+def _label_in_name(file_name: str) -> str | None:
+    if _PNEUMONIA_PATIENT.match(file_name):
+        return "Pneumonia"
+    if _NORMAL_PATIENT.match(file_name):
+        return "No Finding"
+    match = _NUMBERED.fullmatch(file_name)
+    return canonical_label(match[1]) if match else None
 
 
 def _pneumonia_patient(file_name: str) -> str | None:

@@ -67,21 +67,21 @@ def assign_splits(
     of the official train_val list is divided between train and val, in the proportion of those
     two; every other falls where the hash of its name puts it.
 
+    A record holds for a picture under whatever name it comes, be it a copy or renamed, and for a
+    file whose picture has changed.
+
     Args:
-        images: has image_id, group_id and official_split (`train_val`, `test` or null).
+        images: has image_id, pixel_sha256, group_id and official_split (`train_val`, `test` or
+            null); of copies those that aren't kept are there too, as their lists and records count.
         ratios: shares of the groups.
         split_policy: one of `SPLIT_POLICIES`.
-        recorded: image_id, split and split_since, as published before; empty to begin afresh.
+        recorded: image_id, pixel_sha256 (unique), split and split_since, as published before;
+            empty to begin afresh.
 
     Returns:
         The images with columns `split`, `recorded_split` and `recorded_since` (null: not recorded).
     """
-    before = recorded.select(
-        "image_id",
-        F.col("split").alias("recorded_split"),
-        F.col("split_since").alias("recorded_since"),
-    )
-    known = images.join(before, on="image_id", how="left")
+    known = _with_records(images, recorded)
     group = Window.partitionBy("group_id")
     listed = F.col("official_split") if split_policy == "official" else F.lit(None).cast("string")
     in_test_list = F.coalesce(F.max(listed == "test").over(group), F.lit(False))
@@ -100,3 +100,16 @@ def assign_splits(
         .otherwise("test")
     )
     return known.withColumn("split", split)
+
+
+def _with_records(images: DataFrame, recorded: DataFrame) -> DataFrame:
+    """The images with the record of their picture, or else of their name."""
+    record = F.struct(
+        F.col("split").alias("recorded_split"), F.col("split_since").alias("recorded_since")
+    )
+    of_picture = recorded.select("pixel_sha256", record.alias("of_picture"))
+    of_name = recorded.select("image_id", record.alias("of_name"))
+    known = images.join(of_picture, on="pixel_sha256", how="left")
+    known = known.join(of_name, on="image_id", how="left")
+    known = known.withColumn("record", F.coalesce("of_picture", "of_name"))
+    return known.select(*images.columns, "record.recorded_split", "record.recorded_since")

@@ -1,14 +1,17 @@
 """SQL over the tables of a warehouse and the views derived from them; nothing else is there."""
 
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
+from subprocess import TimeoutExpired
 from threading import Lock
 from typing import Any
 
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
@@ -34,6 +37,14 @@ SETTINGS = {
 }
 
 
+GRACE_SECONDS = 5.0  # for what was cancelled to end
+END_SECONDS = 5.0  # for the JVM to end by itself
+
+
+class SparkEnded(RuntimeError):
+    """Spark's process had to be ended, and with it whatever ran in it."""
+
+
 class NoWarehouse(ValueError):
     """The folder holds none of our tables."""
 
@@ -56,17 +67,50 @@ def interruptible(spark: SparkSession, work: Callable[[], None]) -> None:
     """Do work that waits for Spark so that Ctrl-C and SIGTERM end it at once.
 
     It is done in a thread of its own: this one's connection to the JVM stays free to cancel it.
+    Only jobs can be cancelled. Where the work goes on, as the planning of a query does, the JVM is
+    ended, unless it is spark-submit's, which gets the signals itself.
+
+    Raises:
+        SparkEnded: by Ctrl-C, after which nothing more can be asked of Spark.
     """
     with ThreadPoolExecutor(1) as worker:
         done = worker.submit(work)
         try:
             done.result()
-        except BaseException:
-            while not done.done():  # once is not enough: it may be between two jobs
-                with suppress(Py4JError):  # the JVM may be gone, which ends the work as well
-                    spark.sparkContext.cancelAllJobs()
-                wait([done], timeout=0.2)
+        except BaseException as interrupt:
+            if _end(spark, done) and isinstance(interrupt, KeyboardInterrupt):
+                raise SparkEnded("Spark had to be ended, as the query went on") from interrupt
             raise
+
+
+def _end(spark: SparkSession, done: "Future[None]") -> bool:
+    """Cancel Spark's jobs until the work has ended; whether the JVM had to be ended for it."""
+    until, is_jvm_ended = time.monotonic() + GRACE_SECONDS, False
+    while not done.done():  # once is not enough: it may be between two jobs
+        with suppress(Py4JError, OSError):  # the JVM may be gone, which ends the work as well
+            spark.sparkContext.cancelAllJobs()
+        wait([done], timeout=0.2)
+        is_over = time.monotonic() > until and not done.done()
+        if is_over and not is_jvm_ended and jvm_process() is not None:
+            end_jvm()
+            is_jvm_ended = True
+    return is_jvm_ended
+
+
+def jvm_process() -> Any:
+    """The process of the JVM that Python has started; None under spark-submit."""
+    return getattr(SparkContext._gateway, "proc", None)
+
+
+def end_jvm() -> None:
+    """End the JVM's process, by force if it must be; all that waits for it gets an error."""
+    process = jvm_process()
+    process.terminate()  # its shutdown hooks delete its temporary files
+    try:
+        process.wait(END_SECONDS)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Views:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from itertools import chain, islice
-from subprocess import TimeoutExpired
 from typing import Any, NamedTuple
 
 from py4j.protocol import Py4JError
@@ -26,7 +25,6 @@ from cxr_spark.sql_rows import Row
 
 WATCH_SECONDS = 0.25
 SETTLED_SECONDS = 1.0  # the JVM tells of its tasks a little late
-END_SECONDS = 5
 STATEMENTS = 256  # that may be open, each with a thread
 # More than this in one answer, and a client may refuse it.
 ANSWER_BYTES = 8 << 20
@@ -182,7 +180,7 @@ class Engine:
         with self._lock:
             if self._stopped.is_set():
                 raise QueryFailed("the server is stopping")
-            if self._views is not None and _process().poll() is not None:
+            if self._views is not None and sql.jvm_process().poll() is not None:
                 self._say("Spark has died: it is started again")
                 self._end()
             if self._views is None:
@@ -239,13 +237,7 @@ class Engine:
 
     def _end(self) -> None:
         """End the JVM, by force if it must be, and forget all that was in it."""
-        process = _process()
-        process.terminate()  # its shutdown hooks delete its temporary files
-        try:
-            process.wait(END_SECONDS)
-        except TimeoutExpired:
-            process.kill()
-            process.wait()
+        sql.end_jvm()
         for statement in self._statements:
             statement.cancel(QueryFailed(ENDED))
         self._statements.clear()
@@ -253,10 +245,6 @@ class Engine:
         # pyspark keeps these for the life of this process.
         SparkContext._gateway = SparkContext._jvm = SparkContext._active_spark_context = None
         self._views = None
-
-
-def _process() -> Any:
-    return SparkContext._gateway.proc  # type: ignore[union-attr]
 
 
 def _stop_jobs(statement: Statement) -> bool:

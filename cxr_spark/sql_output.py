@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from cxr_spark import arrow_batches
 from cxr_spark.sql_errors import InvalidQuery, told_clearly
 from cxr_spark.whole_files import replaced
 
@@ -118,8 +119,15 @@ def _arrow_batches(result: DataFrame) -> Iterator[pa.RecordBatch]:
 
     with told_clearly():
         streams = result.mapInArrow(as_bytes, "bytes binary")
-        for (data,) in streams.toLocalIterator(prefetchPartitions=True):
+        with arrow_batches.bounded(result.sparkSession, _largest_row(result.schema)):
+            parts = streams.toLocalIterator(prefetchPartitions=True)
+        for (data,) in parts:
             yield from pa.ipc.open_stream(data)
+
+
+def _largest_row(columns: T.StructType) -> int:
+    """Bytes of a row, if what is binary in it are pixels; what isn't counts for nothing."""
+    return columns.simpleString().count("binary") * arrow_batches.LARGEST_IMAGE_BYTES
 
 
 FORMATS = {"table": write_table, "csv": write_csv, "json": write_json}

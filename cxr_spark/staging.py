@@ -4,11 +4,8 @@ Spark's own Parquet writer puts files into a fresh folder under the table, and t
 the statistics that Delta's log wants. `delta.commit` then names the files in one atomic step.
 """
 
-import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -17,51 +14,22 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.pandas.types import to_arrow_schema, to_arrow_type
 
 from cxr_spark import storage
+from cxr_spark.contracts import (
+    Contract,
+    DeltaError,
+    SchemaMismatch,
+    check_rows,
+    conform,
+    require_columns,
+)
 from cxr_spark.file_statistics import file_statistics
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-# What a condition on a row can be about.
-SCALAR_TYPES = (T.StringType, T.IntegerType, T.LongType, T.DoubleType, T.BooleanType)
-
-
-class DeltaError(ValueError):
-    """A table or a write that is not what it must be; the message says which and why."""
-
-
-class SchemaMismatch(DeltaError):
-    """A frame's columns differ from the table's contract: no fault of the user's input."""
-
-    status = "failed"
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What a table promises.
-
-    Attributes:
-        schema: the columns. To Spark and in the log all are nullable: both would believe a promise
-            that a write has broken, and give a file or a table that can't be opened.
-        key: columns that tell one row from another.
-        required: columns that are never null.
-        partition_by: columns that are folders; of text.
-        checks: SQL conditions that hold for each row, by name; a null is not true.
-        description: what a row is.
-    """
-
-    schema: T.StructType
-    key: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    partition_by: tuple[str, ...] = ()
-    checks: Mapping[str, str] = field(default_factory=dict)
-    description: str = ""
-
-    def constraints(self) -> dict[str, str]:
-        """All conditions on a row by name, as Delta's log declares them to every writer."""
-        present = {f"{name}_is_present": f"{name} IS NOT NULL" for name in self.required}
-        return present | dict(self.checks)
+# By INT96, Spark's own choice, times past 2262 are misread, and some readers refuse the file.
+TIMESTAMP_SETTING, TIMESTAMPS = "spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS"
 
 
 class StagedFile(NamedTuple):
@@ -103,8 +71,12 @@ def stage(
     Raises:
         SchemaMismatch: columns are missing, unknown or of another type, or a constraint is broken.
         DeltaError: the files seen here don't hold the rows that Spark wrote (driver and executors
-            don't share the storage).
+            don't share the storage), or a setting of Spark is not what the files must have.
     """
+    if (given := frame.sparkSession.conf.get(TIMESTAMP_SETTING)) != TIMESTAMPS:
+        raise DeltaError(
+            f"{TIMESTAMP_SETTING} is {given}, and tables need {TIMESTAMPS}: leave the setting out"
+        )
     seen = Observation()
     folder = _fresh_folder(table)
     broken = [
@@ -122,25 +94,53 @@ def stage(
 def stage_rows(rows: Sequence[Mapping[str, Any]], table: str, contract: Contract) -> Staged:
     """Write a few rows from the driver, without Spark, into a fresh folder under the table.
 
+    Args:
+        rows: values by column; a column that a row lacks is null there.
+        table: the table's folder; made if it is missing.
+        contract: of the table.
+
     Raises:
-        SchemaMismatch: a row breaks a constraint.
+        SchemaMismatch: a row has a column that is unknown or a value of another type, or breaks a
+            constraint.
     """
-    _check_rows(rows, table, contract)
-    folder = _fresh_folder(table)
+    if unknown := {name for row in rows for name in row} - set(contract.schema.names):
+        raise SchemaMismatch(f"{table}: has no column {', '.join(sorted(unknown))}")
     by_partition: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        values = tuple(row[name] for name in contract.partition_by)
+        # As Spark has it: an empty text is no value of a partition.
+        values = tuple(row.get(name) or HIVE_NULL for name in contract.partition_by)
         by_partition.setdefault(values, []).append(row)
-    stored = _stored(contract)
-    for values, members in by_partition.items():
-        named = zip(contract.partition_by, values, strict=True)
-        place = "/".join([folder, *(f"{name}={quote(value, safe='')}" for name, value in named)])
+    folder = _fresh_folder(table)
+    parts = {
+        "/".join([folder, *map(_folder_name, contract.partition_by, values)]): _as_arrow(
+            members, table, _stored(contract)
+        )
+        for values, members in by_partition.items()
+    }
+    check_rows(rows, table, contract)
+    for place, part in parts.items():
         storage.make_folder(place)
-        table_rows = [{name: row.get(name) for name in stored.names} for row in members]
-        arrow = pa.Table.from_pylist(table_rows, schema=to_arrow_schema(stored))
         system, path = storage.opened(f"{place}/part-0.parquet")
-        pq.write_table(arrow, path, filesystem=system, coerce_timestamps="us", compression="zstd")
-    return _staged(table, contract, storage.parquet_files(folder))
+        pq.write_table(part, path, filesystem=system, coerce_timestamps="us", compression="zstd")
+    staged = _staged(table, contract, storage.parquet_files(folder))
+    _require_present(staged)
+    return staged
+
+
+def _folder_name(column: str, value: str) -> str:
+    return f"{column}={quote(value, safe='')}"
+
+
+def _as_arrow(rows: Sequence[Mapping[str, Any]], table: str, schema: T.StructType) -> pa.Table:
+    columns = {}
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        try:
+            columns[field.name] = pa.array(values, to_arrow_type(field.dataType))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            kind = field.dataType.simpleString()
+            raise SchemaMismatch(f"{table}: a {field.name} is no {kind}: {error}") from error
+    return pa.table(columns)
 
 
 def stage_arrow(rows: pa.Table, table: str, contract: Contract) -> Staged:
@@ -152,10 +152,9 @@ def stage_arrow(rows: pa.Table, table: str, contract: Contract) -> Staged:
         contract: of the table.
 
     Raises:
-        SchemaMismatch: the columns differ, or a required one holds a null.
+        SchemaMismatch: the columns or their types differ, or a required one holds a null.
     """
-    if rows.schema.names != contract.schema.names:
-        raise SchemaMismatch(f"{table}: columns {rows.schema.names}, not {contract.schema.names}")
+    require_columns(rows.schema, contract.schema, f"the Arrow table for {table}")
     part = write_part(rows.cast(to_arrow_schema(contract.schema)), new_folder(table))
     return stage_parts([part], contract)
 
@@ -193,7 +192,7 @@ def stage_parts(paths: Sequence[str], contract: Contract) -> Staged:
     """Describe parts that `write_part` wrote, for a commit.
 
     Raises:
-        SchemaMismatch: a required column holds a null.
+        SchemaMismatch: the columns or their types differ, or a required one holds a null.
         DeltaError: a part isn't there (driver and executors don't share the storage).
     """
     sizes = {path: storage.size_bytes(path) for path in sorted(paths)}
@@ -209,22 +208,6 @@ def stage_parts(paths: Sequence[str], contract: Contract) -> Staged:
     staged = _staged(table, contract, files)
     _require_present(staged)
     return staged
-
-
-def conform(frame: DataFrame, schema: T.StructType) -> DataFrame:
-    """Select the contract's columns in its order, or name every column that differs."""
-    given = {field.name: field.dataType for field in frame.schema}
-    wanted = {field.name: field.dataType for field in schema}
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is unknown" for name in given if name not in wanted]
-    problems += [
-        f"{name} is {given[name].simpleString()}, not {kind.simpleString()}"
-        for name, kind in wanted.items()
-        if name in given and given[name].simpleString() != kind.simpleString()
-    ]
-    if problems:
-        raise SchemaMismatch(f"the frame doesn't match its table: {'; '.join(problems)}")
-    return frame.select(*[f"`{name}`" for name in schema.names])
 
 
 def _fresh_folder(table: str) -> str:
@@ -249,31 +232,25 @@ def _check_written(staged: Staged, seen: Mapping[str, Any]) -> None:
         )
 
 
-def _check_rows(rows: Sequence[Mapping[str, Any]], table: str, contract: Contract) -> None:
-    """Asks SQLite whether the rows keep the constraints: the same SQL, and no Spark is needed."""
-    plain = [field.name for field in contract.schema if isinstance(field.dataType, SCALAR_TYPES)]
-    with closing(sqlite3.connect(":memory:")) as database:
-        database.execute(f"CREATE TABLE rows ({', '.join(plain)})")
-        values = ", ".join("?" * len(plain))
-        given = [[row.get(name) for name in plain] for row in rows]
-        database.executemany(f"INSERT INTO rows VALUES ({values})", given)
-        for name, condition in contract.constraints().items():
-            broken = f"SELECT count(*) FROM rows WHERE NOT coalesce(({condition}), false)"
-            if count := database.execute(broken).fetchone()[0]:
-                raise SchemaMismatch(f"{table}: {count} rows break the constraint {name}")
-
-
 def _require_present(staged: Staged) -> None:
-    """Checks by footers and folders, at no cost, that no required column holds a null."""
+    """Checks by footers and folders, at next to no cost, that no required column holds a null."""
     for name in staged.contract.required:
         if name in staged.contract.partition_by:
             nulls = sum(file.num_rows for file in staged.files if file.partition[name] is None)
         else:
-            nulls = sum(file.statistics["nullCount"][name] for file in staged.files)
+            nulls = sum(_nulls(file, name) for file in staged.files)
         if nulls:
             raise SchemaMismatch(
                 f"{staged.table}: {nulls} rows break the constraint {name}_is_present"
             )
+
+
+def _nulls(file: StagedFile, column: str) -> int:
+    if (counted := file.statistics["nullCount"].get(column)) is not None:
+        return int(counted)
+    system, path = storage.opened(file.path)  # the footer doesn't say
+    with system.open_input_file(path) as content:
+        return int(pq.ParquetFile(content).read(columns=[column])[column].null_count)
 
 
 def _stored(contract: Contract) -> T.StructType:
@@ -288,6 +265,7 @@ def _staged(table: str, contract: Contract, stored: Sequence[storage.StoredFile]
     for place, size_bytes in stored:
         system, path = storage.opened(place)
         footer = pq.read_metadata(path, filesystem=system)
+        require_columns(footer.schema.to_arrow_schema(), _stored(contract), place)
         partition = _partition_values(place, contract.partition_by)
         statistics = file_statistics(footer, contract.schema)
         files.append(StagedFile(place, footer.num_rows, partition, size_bytes, statistics))

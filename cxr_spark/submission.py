@@ -2,10 +2,13 @@
 
 import csv
 import io
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr_spark.labels import CLASS_COLUMNS
 from cxr_spark.run import Run
@@ -18,19 +21,40 @@ DIGITS = 9
 
 
 class SubmissionError(ValueError):
-    """The file can't be written where it was asked for."""
+    """The file can't be written where it was asked for, or two of its rows would have one id."""
 
 
 def target(path: str | Path) -> Path:
     """The absolute path of a submission, checked before any work is done.
 
     Raises:
-        SubmissionError: its folder isn't there.
+        SubmissionError: its folder isn't there, or can't be written to.
     """
     place = Path(path).absolute()
     if place.is_dir() or not place.parent.is_dir():
         raise SubmissionError(f"--submission {path}: give a file in a folder that is there")
-    return place
+    try:
+        with tempfile.TemporaryFile(dir=place.parent):
+            return place
+    except OSError as error:
+        raise SubmissionError(
+            f"--submission {path}: {place.parent} can't be written to ({error.strerror})"
+        ) from error
+
+
+def check_ids(listed: pa.Table) -> None:
+    """Make sure before any work is done that no two rows will have the same id.
+
+    Raises:
+        SubmissionError: they would.
+    """
+    ((name, times),) = Counter(listed["name"].to_pylist()).most_common(1) or [("", 0)]
+    if times > 1:
+        same = listed.filter(pc.equal(listed["name"], name))["path"].to_pylist()
+        raise SubmissionError(
+            f"--submission: the id {name} would stand for {same[0]} and for {same[1]}; give one "
+            "--input above them all, or --paths without rows that are there twice"
+        )
 
 
 def write(path: Path, listed: pa.Table, warehouse: Warehouse, scoring: Scoring, run: Run) -> None:
@@ -53,7 +77,7 @@ def write(path: Path, listed: pa.Table, warehouse: Warehouse, scoring: Scoring, 
         text = io.TextIOWrapper(file, "utf-8", newline="")
         lines = csv.writer(text)
         lines.writerow(["id", *CLASS_COLUMNS])
-        for name, row in zip(listed["name"].to_pylist(), scored.newest(listed), strict=True):
+        for name, row in zip(listed["name"].to_pylist(), scored.probabilities(listed), strict=True):
             without += row is None
             values = scoring.card.train_priors if row is None else row
             lines.writerow([name, *np.round(values, DIGITS)])

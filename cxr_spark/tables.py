@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,7 @@ TABLES = (
 # Delta has no commit over several tables: these are read at the versions that the last finished
 # curate run names in its runs row, which it commits last.
 PUBLISHED = ("images_raw", "images", "rejects", "near_duplicates")
+PUBLISHING = {"job": "curate", "status": "finished"}
 RUN_COLUMNS = (
     "run_id",
     "package_version",
@@ -110,6 +111,11 @@ class Warehouse:
         """The newest version of a table; None where there is no table."""
         return delta.version(self.path(name))
 
+    def seen(self, name: str) -> int:
+        """The newest version of a table as `commits.commit` expects it: -1 where there is none."""
+        newest = self.version(name)
+        return -1 if newest is None else newest
+
     def files(self, name: str, version: int | None = None) -> list[DataFile]:
         """The Parquet files of one version, with their row counts and partition values."""
         return delta.data_files(self.path(name), version)
@@ -165,8 +171,7 @@ class Warehouse:
         """The last finished curate run: what it published is what readers see."""
         if not self.exists("runs"):
             return None
-        finished = {"job": "curate", "status": "finished"}
-        row = delta.newest_row(self.path("runs"), RUN_COLUMNS, by="finished_at", where=finished)
+        row = delta.newest_row(self.path("runs"), RUN_COLUMNS, by="finished_at", where=PUBLISHING)
         return _curate_run(row) if row else None
 
     def published_with(self, images_version: int) -> CurateRun:
@@ -195,7 +200,7 @@ class Warehouse:
             return []
         columns = ("job", "status", *RUN_COLUMNS)
         rows = delta.read_rows(self.path("runs"), columns)
-        finished = [row for row in rows if row["job"] == "curate" and row["status"] == "finished"]
+        finished = [row for row in rows if row.items() >= PUBLISHING.items()]
         finished.sort(key=lambda row: row["finished_at"])
         return [_curate_run(row) for row in finished]
 
@@ -216,15 +221,31 @@ class Warehouse:
     def append_rows(
         self, name: str, rows: Sequence[Mapping[str, Any]], sequence: int | None = None
     ) -> int:
-        """Append a few rows from the driver in one commit; the new version. Rows carry run_id.
+        """Append a few rows from the driver in one commit; the new version.
 
         Args:
             name: of the table.
-            rows: values by column; a column that is missing is null.
+            rows: values by column, and run_id, which the commit is recorded with, also where the
+                table has no such column; a column that is missing is null.
             sequence: as of `commits.commit`.
+
+        Raises:
+            SchemaMismatch: as `staging.stage_rows`.
         """
+        run_id = str(rows[0]["run_id"])
+        if "run_id" not in schema(name).names:
+            rows = [{n: value for n, value in row.items() if n != "run_id"} for row in rows]
         staged = staging.stage_rows(rows, self.path(name), contract(name))
-        return commits.commit(staged, run_id=str(rows[0]["run_id"]), sequence=sequence)
+        return commits.commit(staged, run_id=run_id, sequence=sequence)
+
+    def end_of(self, job: str, status: str, moment: datetime) -> datetime:
+        """When a run has ended by its row in runs, if the clock says that it is this moment.
+
+        What was published is told by the times of these rows. So a run that publishes ends later
+        than the one before, even where the clock has been set back.
+        """
+        last = self.published_run() if {"job": job, "status": status} == PUBLISHING else None
+        return max(moment, last.finished_at + timedelta(microseconds=1)) if last else moment
 
 
 def _curate_run(row: Mapping[str, Any]) -> CurateRun:

@@ -21,7 +21,7 @@ from cxr_spark.model_card import card_of, models_row, package_versions
 from cxr_spark.read_plans import RowFile, first_rows
 from cxr_spark.run import Run
 from cxr_spark.tables import Warehouse
-from cxr_spark.train_options import DEFAULT_EPOCHS, TrainInputError, TrainOptions
+from cxr_spark.train_options import TrainInputError, TrainOptions
 from cxr_spark.training_plan import TrainingPlan
 from cxr_spark.training_run import TrainingRun
 
@@ -44,14 +44,14 @@ def train(
         options: see TrainOptions.
         run: takes counts, versions and the artifact; a SIGTERM that it waits for, and the end of
             its time, end the training.
-        resume: go on with the run that was asked for the same, if there is one.
+        resume: go on with the newest unfinished run, or tell one's summary again; see find_run.
 
     Returns:
         The artifact's folder, `<models>/<model_version>/`.
 
     Raises:
         TrainInputError, NothingPublished, NoSuchVersion, WeightsError: nothing is written.
-        DifferentRun: there is none to go on with but one that was asked for something else.
+        DifferentRun: the one to go on with was asked for something else.
         Busy: another process is at work on the run.
         TrainingFailed: with the traceback of the rank that failed.
         Stopped: by SIGTERM, at a checkpoint.
@@ -61,6 +61,7 @@ def train(
     training = found or training_run.begin(models, plan, initial)
     run.lock(training.folder.parent, training.folder.name)
     if (summary := training.summary) is not None:
+        training.tidy()
         run.say(f"{training.folder.name} has finished before; this is its summary")
         _tell(run, summary)
         return Path(summary["extra"]["model"])
@@ -92,12 +93,10 @@ def plan_run(
                 f"images version {version} has {rows} images in {split}, {needed} or more are "
                 "needed: add images to the sources and curate them"
             )
-    epochs = options.epochs
-    if epochs is None and run.max_runtime is None:
-        epochs = DEFAULT_EPOCHS
     initial = _initial_weights(options)
     plan = TrainingPlan(
-        options=replace(options, images_version=version, epochs=epochs),
+        options=replace(options, images_version=version),
+        epochs_given=options.epochs is not None,
         image_size=preprocessing.size,
         train_files=train_files,
         val_files=val_files,
@@ -108,7 +107,7 @@ def plan_run(
         run_id=run.run_id,
         created_at=datetime.now(UTC).isoformat(),
         packages=package_versions(),
-    )
+    ).for_time(run.max_runtime is not None)
     run.versions_read["images"] = version
     run.counts |= {"train": plan.train_rows, "val": plan.val_rows}
     return plan, initial
@@ -154,16 +153,26 @@ def _initial_weights(options: TrainOptions) -> bytes | None:
 
 def _run_ranks(spark: SparkSession, training: TrainingRun, run: Run) -> None:
     """Have the ranks train to the end, or to the checkpoint at which SIGTERM stops them."""
-    plan, options = training.plan, training.plan.options
+    plan = training.plan.for_time(run.max_runtime is not None)
+    options = plan.options
     steps = f"{plan.steps:,} steps" if plan.steps else "as many steps as the time allows,"
     run.say(
         f"{options.arch} on images version {options.images_version}: {plan.train_rows:,} train and "
         f"{plan.val_rows:,} val images of {plan.image_size} px, {steps} of up to "
         f"{options.batch_size} images, {options.workers} workers"
     )
+    if plan.repeated_rows:
+        run.say(f"an epoch gives out {plan.repeated_rows} images twice, for equal batches")
     deadline = None if run.max_runtime is None else time.time() + run.seconds_left
     with run.safe_points():  # the ranks keep to the time themselves
-        run_ranks(spark, training, options.workers, deadline, lambda: run.has_sigterm)
+        run_ranks(
+            spark,
+            training,
+            options.workers,
+            deadline,
+            lambda: run.has_sigterm,
+            quiet=run.quiet,
+        )
         if not training.has_trained:
             run.say(f"stopped at a checkpoint in {training.folder}: --resume goes on")
             if run.has_sigterm:

@@ -67,6 +67,7 @@ class TrainOptions:
     label_smoothing: float = _option(0.05, "share of each label that is spread over all classes")
     ema: float = _option(0.0, "decay a step of an average of weights that is kept instead; 0: none")
     augment: bool = _switch(True, "turn, scale, shift, brighten and stretch the images a little")
+    flip: bool = _switch(False, "also mirror half of the images, left to right")
     imbalance: str = _option(
         "none",
         "train as if the classes were equally frequent; probabilities stay those of train's shares",
@@ -96,6 +97,8 @@ class TrainOptions:
             raise TrainInputError(
                 f"train_share is {self.train_share}, it must be above 0 and at most 1"
             )
+        if self.flip and not self.augment:
+            raise TrainInputError("flip is a part of augment: it can't be without it")
         if self.freeze_backbone and self.weights is None:
             raise TrainInputError("freeze_backbone needs weights: a random backbone sees nothing")
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,15 @@ from cxr_spark.training_run import METRICS_FILE, write_atomically
 
 PROGRESS_SECONDS = 10.0
 TOLD = ("train_cce", "val_cce", "val_accuracy", "val_ece")
+
+
+def aloud(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def silently(line: str) -> None:
+    """No line."""
 
 
 class TrainingLog:

@@ -1,11 +1,11 @@
 """What a training run was asked for and what its ranks are given; needs neither torch nor Spark."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from cxr_spark.read_plans import RowFile
-from cxr_spark.train_options import TrainOptions
+from cxr_spark.read_plans import RowFile, repeated_rows
+from cxr_spark.train_options import DEFAULT_EPOCHS, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class TrainingPlan:
     Attributes:
         options: as they were understood: the version of images named, and the epochs, unless they
             are as many as fit into a given time.
+        epochs_given: whether the epochs were asked for; else they follow from whether a time is
+            given, which may change where the run goes on.
         image_size: side of the images, pixels.
         train_files, val_files: the files of the two splits.
         preprocessing: how files became pixels, as images.Preprocessing.to_json gives it.
@@ -37,6 +39,14 @@ class TrainingPlan:
     run_id: str = ""
     created_at: str = ""
     packages: dict[str, str] = field(default_factory=dict)
+    epochs_given: bool = True
+
+    def for_time(self, is_limited: bool) -> Self:
+        """The plan with the epochs that it comes to where a time is given, or none."""
+        if self.epochs_given:
+            return self
+        epochs = None if is_limited else DEFAULT_EPOCHS
+        return replace(self, options=replace(self.options, epochs=epochs))
 
     @property
     def train_rows(self) -> int:
@@ -59,12 +69,20 @@ class TrainingPlan:
         epochs = self.options.epochs
         return None if epochs is None else epochs * self.epoch_steps
 
+    @property
+    def repeated_rows(self) -> int:
+        """Images of train that an epoch gives out twice, so that all ranks have equal batches."""
+        options = self.options
+        return repeated_rows(self.train_rows, options.batch_size, options.workers)
+
     def differences(self, other: "TrainingPlan") -> list[str]:
         """In what another plan asks for something else, as `name: theirs here, ours there`."""
         ours, theirs = asdict(self.options), asdict(other.options)
         for plan, values in ((self, ours), (other, theirs)):
             values["images"] = plan.images_sha256[:12]
             values["content of the weights"] = plan.weights_sha256
+        if not (self.epochs_given or other.epochs_given):
+            ours["epochs"] = theirs["epochs"]
         return [
             f"{name} was {ours[name]} and is now {theirs[name]}"
             for name in ours

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cxr_spark.artifact import sync_folder, write_synced
+from cxr_spark.run import InputError
 from cxr_spark.training_plan import Fitted, TrainingPlan
 
 RUNS_FOLDER = ".runs"
@@ -79,12 +80,30 @@ class TrainingRun(NamedTuple):
         (self.folder / STOP_FILE).touch()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Keep the summary, plan, metrics and events alone."""
+        """Write the summary, and keep plan, metrics and events beside it alone."""
         write_json(self.folder / SUMMARY_FILE, summary)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a finished run needs no more, which a kill may have left."""
         for path in self.folder.iterdir():
             kept = path.name in (PLAN_FILE, SUMMARY_FILE, METRICS_FILE)
             if not kept and not path.name.startswith(EVENTS):
                 path.unlink()
+
+
+def check_folder(models: str | Path) -> None:
+    """Refuse, before anything is done, a folder of artifacts that can't be made or written to.
+
+    Raises:
+        InputError: it can't.
+    """
+    for folder in (Path(models).absolute(), Path(models).absolute() / RUNS_FOLDER):
+        there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        if not there.is_dir():
+            raise InputError(f"--models {models}: {there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"--models {models}: {there} can't be written to")
 
 
 def begin(models: str | Path, plan: TrainingPlan, initial: bytes | None = None) -> TrainingRun:
@@ -117,27 +136,26 @@ def open_run(folder: str | Path) -> TrainingRun:
 
 
 def find_run(models: str | Path, plan: TrainingPlan) -> TrainingRun | None:
-    """The run to go on with: the newest that was asked for the same, finished or not.
+    """The run to go on with: the newest unfinished one.
 
     Returns:
-        None where there is none, and no unfinished one either.
+        Where none is unfinished, the newest finished one that was asked for the same; None where
+        there is none of these either.
 
     Raises:
-        DifferentRun: none was asked for the same, and the newest unfinished one for something else.
+        DifferentRun: the newest unfinished run was asked for something else.
     """
-    different: TrainingRun | None = None
-    for run in _newest_first(Path(models)):
-        if not run.plan.differences(plan):
-            return run
-        if different is None and run.summary is None:
-            different = run
-    if different is not None:
-        told = "; ".join(different.plan.differences(plan))
+    runs = _newest_first(Path(models))
+    unfinished = next((run for run in runs if run.summary is None), None)
+    if unfinished is None:
+        return next((run for run in runs if not run.plan.differences(plan)), None)
+    if told := "; ".join(unfinished.plan.differences(plan)):
         raise DifferentRun(
-            f"{different.folder.name} is the newest unfinished run and can't go on like this: "
-            f"{told}. Give it the same again, or train without --resume"
+            f"{unfinished.folder.name} is the newest unfinished run and can't go on like this: "
+            f"{told}. Give it the same again, train without --resume, or give it up by removing "
+            f"{unfinished.folder}"
         )
-    return None
+    return unfinished
 
 
 def _newest_first(models: Path) -> list[TrainingRun]:

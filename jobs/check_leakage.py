@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
 def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
     with spark_session("cxr_spark check_leakage", run.say) as spark:
-        spark.sparkContext.setLogLevel("OFF")  # an error comes as one message, not as Java's trace
+        if not options.verbose:
+            spark.sparkContext.setLogLevel("OFF")  # an error is one message, not Java's trace
         found = leakage.check(spark, options.table, options.split, options.group, options.image)
     run.counts.update(found.counts)
     run.outputs["leaking_groups"] = [leak._asdict() for leak in found.groups]
@@ -45,6 +46,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     for line in found.in_words():
         run.say(line)
     found.require_none()
+    run.next_steps.append("nothing to do: nothing leaks")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ import argparse
 import shlex
 from pathlib import Path
 
-from cxr_spark import curate, curation_report, html_pages, ingest, job, labels
+from cxr_spark import curate, curation_report, html_pages, ingest, job, labels, ledger
 from cxr_spark.images import FITS, Preprocessing
 from cxr_spark.manifest import parse_manifests
 from cxr_spark.pseudonyms import find_salt, keep_salt, salt_id
-from cxr_spark.selection import Policy
+from cxr_spark.selection import Policy, selection_of
 from cxr_spark.session import spark_session
 from cxr_spark.splits import SPLIT_POLICIES, Ratios
-from cxr_spark.tables import Warehouse
+from cxr_spark.tables import CurateRun, Warehouse
 
 EXAMPLES = """examples:
   curate.py --warehouse warehouse --nih NIH_DIR --pneumonia PNEUMONIA_DIR
@@ -96,6 +96,29 @@ def _add_policy(options: argparse._ArgumentGroup) -> None:
     )
 
 
+def _policy(options: argparse.Namespace, before: CurateRun | None, named: list[str]) -> Policy:
+    """The rules asked for; sources that this run doesn't name stay as they were selected."""
+    sources = [*named, *ledger.sources(before.counts)] if before else named
+    selected = selection_of(before.arguments) if before else {}
+    unnamed = {source: classes for source, classes in selected.items() if source not in named}
+    return Policy(
+        labels.parse_selection(options.select, sources, unnamed),
+        options.label_policy,
+        labels.parse_caps(options.cap),
+        options.split_policy,
+        Ratios.parse(options.ratios),
+    )
+
+
+def _check_salt(salt: bytes, file: Path, before: CurateRun | None) -> None:
+    """Whatever is named: what this run hashes under is recorded as the salt of the warehouse."""
+    if before and before.arguments.get("salt", salt_id(salt)) != salt_id(salt):
+        raise job.InputError(
+            f"{file} is not the salt of this warehouse: every patient would be a new one. "
+            "Bring back the file that was used, or curate into another warehouse"
+        )
+
+
 def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
     folders = {name: vars(options)[name] for name in labels.SOURCES if vars(options)[name]}
@@ -107,23 +130,13 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         raise job.InputError(f"--commit-every {options.commit_every}: at least one file")
     report = html_pages.target(options.report) if options.report else None
     preprocessing = Preprocessing(size=options.image_size, fit=options.fit)
-    policy = Policy(
-        labels.parse_selection(options.select, [*labels.SOURCES, *manifests]),
-        options.label_policy,
-        labels.parse_caps(options.cap),
-        options.split_policy,
-        Ratios.parse(options.ratios),
-    )
     warehouse = Warehouse(options.warehouse)
+    before = warehouse.published_run()
+    policy = _policy(options, before, [*folders, *manifests])
     salt_file = Path(options.salt_file or warehouse.root / "salt")
     salt = find_salt(salt_file)
+    _check_salt(salt, salt_file, before)
     run.resolved["salt"] = salt_id(salt)
-    before = warehouse.published_run()
-    if manifests and before and before.arguments.get("salt", salt_id(salt)) != salt_id(salt):
-        raise job.InputError(
-            f"{salt_file} is not the salt of this warehouse: every patient would be a new one. "
-            "Bring back the file that was used, or curate into another warehouse"
-        )
     listed = ingest.list_sources(folders, manifests, salt)
     run.lock(warehouse.root, "curate")
     keep_salt(salt_file, salt)  # after all that can be wrong with the arguments

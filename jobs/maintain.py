@@ -1,6 +1,7 @@
 """Care for the tables: remove files that nothing needs, merge small ones, write checkpoints."""
 
 import argparse
+import shlex
 import sys
 
 from cxr_spark import job
@@ -33,6 +34,11 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
     warehouse = Warehouse(options.warehouse)
     maintain(warehouse, run, retain_hours=options.retain_hours, dry_run=options.dry_run)
+    run.outputs["warehouse"] = str(warehouse.root)
+    for_real = ["jobs/maintain.py", "--warehouse", str(warehouse.root)]
+    for_real += ["--retain-hours", str(options.retain_hours)]
+    again = "nothing to do; again in a day or a week"
+    run.next_steps.append(shlex.join(for_real) if options.dry_run else again)
 
 
 if __name__ == "__main__":

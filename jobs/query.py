@@ -63,7 +63,8 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     text = _statement(options)
     _require_place(options, is_prompt=text is None)
     with spark_session("cxr_spark query", run.say) as spark:
-        spark.sparkContext.setLogLevel("OFF")  # an error comes as one message, not as Java's trace
+        if not options.verbose:
+            spark.sparkContext.setLogLevel("OFF")  # an error is one message, not Java's trace
         views = sql.Views(spark, warehouse, at, run)
 
         def write(text: str) -> None:

@@ -1,11 +1,12 @@
 """Score images with trained models, those that they have not scored yet, into predictions."""
 
 import argparse
+import contextlib
 import shlex
 from typing import Any
 
 from cxr_spark import drift, engines, explanations, job, score, score_inputs, submission
-from cxr_spark.scoring import COMMIT_EVERY, Scoring, check_ensemble, load_model
+from cxr_spark.scoring import COMMIT_EVERY, Scoring, claim_ensemble, load_model
 from cxr_spark.session import spark_session
 from cxr_spark.tables import Warehouse
 
@@ -86,32 +87,40 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     place = submission.target(options.submission) if options.submission else None
     warehouse = Warehouse(options.warehouse)
     guard = drift.guard_of(options, warehouse)
-    run.resolved |= check_ensemble(warehouse, scoring)
     if is_of_files:
         listed = score_inputs.image_files(options.input, options.paths)
     else:
         listed = score.list_images(warehouse, scoring, run, options.split, options.images_version)
+    if place:
+        submission.check_ids(listed)
     chosen = explanations.choose(listed, options.explain) if options.explain else None
-    for version in scoring.model_versions:
+    for version in sorted(scoring.model_versions):
         run.lock(warehouse.root, f"score-{version}")
+    run.resolved |= claim_ensemble(warehouse, scoring)
     run.extra["model_version"] = scoring.model_versions[-1]
-    with spark_session("cxr_spark score", run.say) as spark:
+    run.outputs["predictions"] = warehouse.path("predictions")
+    run.next_steps.append(_next_step(warehouse, scoring, options.split))
+    with contextlib.ExitStack() as stack:
+        spark = stack.enter_context(spark_session("cxr_spark score", run.say))
+        if is_of_files:
+            versions = scoring.model_versions
+            stack.enter_context(drift.watching(spark, warehouse, run, versions, guard))
         score.score(spark, warehouse, listed, scoring, run)
         if place:
             submission.write(place, listed, warehouse, scoring, run)
         if chosen is not None:
             explanations.write(spark, warehouse, chosen, scoring, run)
-        run.next_steps.append(_next_step(warehouse, is_of_files))
-        if is_of_files:
-            drift.watch(spark, warehouse, run, scoring.model_versions, guard)
 
 
-def _next_step(warehouse: Warehouse, is_of_files: bool) -> str:
+def _next_step(warehouse: Warehouse, scoring: Scoring, split: str | None) -> str:
     on = ["--warehouse", str(warehouse.root)]
-    if is_of_files:
+    if split is None:
         question = "SELECT predicted_label, count(*) FROM latest_predictions GROUP BY ALL"
         return shlex.join(["jobs/query.py", *on, question])
-    return shlex.join(["jobs/evaluate.py", *on, "--report", "report.html"])
+    judged = ["--model-version", scoring.card.model_version]
+    if split != "all":
+        judged += ["--split", split]
+    return shlex.join(["jobs/evaluate.py", *on, *judged, "--report", "report.html"])
 
 
 if __name__ == "__main__":

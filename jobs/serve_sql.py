@@ -55,7 +55,8 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     @contextmanager
     def views() -> Iterator[sql.Views]:
         with spark_session("cxr_spark serve_sql") as spark:
-            spark.sparkContext.setLogLevel("OFF")
+            if not options.verbose:
+                spark.sparkContext.setLogLevel("OFF")
             opened = sql.Views(spark, warehouse, {}, run)
             opened.query("SELECT 1").collect()  # the first takes a second more than all others
             yield opened

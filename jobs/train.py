@@ -8,6 +8,7 @@ from cxr_spark import job
 from cxr_spark.session import spark_session
 from cxr_spark.tables import Warehouse
 from cxr_spark.train import TrainOptions, plan_run, train
+from cxr_spark.training_run import check_folder
 
 EXAMPLES = """examples:
   train.py --warehouse warehouse --models models
@@ -39,7 +40,9 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
     train_options = TrainOptions.of(options)
     warehouse = Warehouse(options.warehouse)
-    warehouse.current("images")  # refuses at once, before Spark starts
+    # Both refuse at once, before Spark starts.
+    warehouse.current("images")
+    check_folder(options.models)
     if options.dry_run:
         from cxr_spark import forecast
 
@@ -48,6 +51,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
         return
     with spark_session("cxr_spark train", run.say) as spark:
         model = train(spark, warehouse, options.models, train_options, run, resume=options.resume)
+    run.outputs["model"] = str(model)
     score = ["jobs/score.py", "--warehouse", str(warehouse.root), "--model", str(model)]
     run.next_steps.append(shlex.join([*score, "--split", "all"]))
 

@@ -9,57 +9,10 @@ epochs=$2
 warehouse=demo/warehouse
 summaries=demo/summaries
 steps=6
-number=0
-began=$SECONDS
+source scripts/steps.sh
 
-announce() { # TITLE
-  number=$((number + 1))
-  printf '\n[%d/%d, %d s] %s\n' "$number" "$steps" "$((SECONDS - began))" "$1"
-}
-
-hush() { # what the JVM says at each start
-  grep --line-buffered -v '^WARNING: Using incubator modules' || true
-}
-
-job() { # NAME OPTION...: show the command and run it; its summary goes to demo/summaries/NAME.json
-  local name=$1 status=0
-  shift
-  echo "  python jobs/$name.py$(printf ' %q' "$@")"
-  python "jobs/$name.py" "$@" 2>&1 >"$summaries/$name.out" | hush >&2 || status=$?
-  tail -n 1 "$summaries/$name.out" >"$summaries/$name.json"
-  if [ "$status" -ne 0 ]; then
-    echo "demo: jobs/$name.py ended with exit code $status; its last words are above." >&2
-    exit "$status"
-  fi
-}
-
-value() { # NAME KEY...: one value of a summary
-  python -c '
-import json, sys
-value = json.load(open(sys.argv[1]))
-for key in sys.argv[2:]:
-    value = value[key]
-print(f"{value:.3f}" if isinstance(value, float) else value)' "$summaries/$1.json" "${@:2}"
-}
-
-# Drawings of another number, or of a run that was stopped, are no use: begin afresh.
-drawn="$images_per_class images a class"
-if [ "$(cat demo/drawn 2>/dev/null)" != "$drawn" ]; then
-  rm -rf demo
-fi
-mkdir -p "$summaries"
-
-announce "Draw synthetic radiographs in the layouts of the four sources"
-if [ -e demo/drawn ]; then
-  echo "  demo/sources is there already"
-else
-  job sample --out demo/sources --images-per-class "$images_per_class"
-  echo "$drawn" >demo/drawn
-fi
-
-announce "Curate: read, select, group duplicates, split by patient, audit, publish"
-job curate --warehouse "$warehouse" --image-size 96 --nih demo/sources/nih --covid demo/sources/covid \
-  --pneumonia demo/sources/pneumonia --tuberculosis demo/sources/tuberculosis
+draw "$images_per_class"
+curate
 
 announce "Train a classifier in two processes (the longest step)"
 job train --warehouse "$warehouse" --models demo/models --epochs "$epochs"
@@ -78,7 +31,7 @@ question="SELECT label, count(*) AS images, sum(CASE WHEN predicted_label = labe
 FROM images JOIN predictions USING (image_id)
 WHERE split = 'test' AND model_version = '$version' GROUP BY label ORDER BY label"
 echo "$question" | sed 's/^/  /'
-python jobs/query.py --warehouse "$warehouse" "$question" 2> >(hush >&2)
+python jobs/query.py --warehouse "$warehouse" "$question"
 
 cat <<END
 

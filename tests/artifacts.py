@@ -1,6 +1,8 @@
 """Makes artifacts of networks that have learned nothing, for what needs a model of any kind."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,9 +26,24 @@ def network(architecture: str = "resnet18", seed: int = 0) -> nn.Module:
     return model
 
 
-def save(models: Path, *, architecture: str = "resnet18", seed: int = 0, size: int = 64) -> Path:
-    """The folder of an artifact for images of a size, of priors that learning has shifted."""
+def save(
+    models: Path,
+    *,
+    architecture: str = "resnet18",
+    seed: int = 0,
+    size: int = 64,
+    bias: float | None = None,
+    **of_card: Any,
+) -> Path:
+    """The folder of an artifact for images of a size, of priors that learning has shifted.
+
+    Args:
+        bias: of all classes, in place of a random one.
+        of_card: what the card says otherwise.
+    """
     model = network(architecture, seed)
+    if bias is not None:
+        nn.init.constant_(list(model.parameters())[-1], bias)
     preprocessing = Preprocessing(size=size)
     counts = tuple(range(1, 10))
     card = Card(
@@ -57,6 +74,7 @@ def save(models: Path, *, architecture: str = "resnet18", seed: int = 0, size: i
         intended_use="tests",
         limits="all",
     )
+    card = replace(card, **of_card)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     onnx = to_onnx(model, image_size=size, mean=MEAN, std=STD)
     return save_artifact(models, card, safetensors.torch.save(weights), onnx)

@@ -12,6 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from cxr_spark.session import spark_session
+from tests.browser import Browser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -58,15 +59,18 @@ def run_job(name: str, *arguments: object, env: dict[str, str] | None = None) ->
     return Finished(done.returncode, summary, done.stdout, done.stderr)
 
 
-def finished(name: str, *arguments: object) -> dict[str, Any]:
-    """The summary of a job that must succeed."""
+def finished(name: str, *arguments: object, said: dict[str, str] | None = None) -> dict[str, Any]:
+    """The summary of a job that must succeed; what it said on stderr goes to `said`."""
     done = run_job(name, *arguments)
     assert done.exit_code == 0, f"{name} failed:\n{done.stderr[-4000:]}"
+    if said is not None:
+        said[name] = done.stderr
     return done.summary
 
 
 class Chain(NamedTuple):
-    """The tiny warehouse after curate, train, score and evaluate, and their summaries."""
+    """The tiny warehouse after curate, train, score and evaluate, their summaries, and by job what
+    they and sample said on stderr."""
 
     sources: Path
     warehouse: Path
@@ -76,6 +80,7 @@ class Chain(NamedTuple):
     train: dict[str, Any]
     score: dict[str, Any]
     evaluate: dict[str, Any]
+    said: dict[str, str]
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +90,13 @@ def spark() -> Iterator[SparkSession]:
         yield session
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Opens pages; tests that do are skipped where there is no Chromium."""
+    with Browser(tmp_path_factory.mktemp("browser")) as started:
+        yield started
+
+
 @pytest.fixture(scope="session", name="run_job")
 def run_job_fixture() -> Callable[..., Finished]:
     """Runs a job in a process of its own."""
@@ -92,10 +104,16 @@ def run_job_fixture() -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def said() -> dict[str, str]:
+    """What the jobs that made `sources`, `curated` and `chain` said on stderr, by job."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory, said: dict[str, str]) -> Path:
     """The four sources, drawn: eight images a class that curation keeps, and every trap."""
     out = tmp_path_factory.mktemp("sample") / "sources"
-    finished("sample", "--out", out, "--images-per-class", 8)
+    finished("sample", "--out", out, "--images-per-class", 8, said=said)
     return out
 
 
@@ -105,25 +123,26 @@ def source_options(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def curated(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def curated(
+    sources: Path, tmp_path_factory: pytest.TempPathFactory, said: dict[str, str]
+) -> tuple[Path, dict[str, Any]]:
     """The warehouse of `chain` and the summary of its curate run."""
     warehouse = tmp_path_factory.mktemp("chain") / "warehouse"
-    options = source_options(sources)
-    return warehouse, finished("curate", "--warehouse", warehouse, *options, "--image-size", 64)
+    options = ("--warehouse", warehouse, *source_options(sources), "--image-size", 64)
+    return warehouse, finished("curate", *options, said=said)
 
 
 @pytest.fixture(scope="session")
-def chain(curated: tuple[Path, dict[str, Any]], sources: Path) -> Chain:
+def chain(curated: tuple[Path, dict[str, Any]], sources: Path, said: dict[str, str]) -> Chain:
     """The tiny warehouse that every job has run on once. Tests read it and leave it as it is."""
     warehouse, curate = curated
     models, report = warehouse.parent / "models", warehouse.parent / "report.html"
     on = ("--warehouse", warehouse)
-    train = finished(
-        "train", *on, "--models", models, "--epochs", 1, "--batch-size", 16, "--workers", 2
-    )
-    score = finished("score", *on, "--model", train["model"], "--split", "all")
-    evaluate = finished("evaluate", *on, "--report", report)
-    return Chain(sources, warehouse, models, report, curate, train, score, evaluate)
+    short = ("--epochs", 1, "--batch-size", 16, "--workers", 2)
+    train = finished("train", *on, "--models", models, *short, said=said)
+    score = finished("score", *on, "--model", train["model"], "--split", "all", said=said)
+    evaluate = finished("evaluate", *on, "--report", report, said=said)
+    return Chain(sources, warehouse, models, report, curate, train, score, evaluate, said)
 
 
 @pytest.fixture(scope="session")

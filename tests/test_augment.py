@@ -69,6 +69,15 @@ def test_images_are_scaled_by_up_to_six_hundredths(monkeypatch: pytest.MonkeyPat
     assert 0.25 / 0.95 < x.max() < 0.25 / 0.939 + 1e-3
 
 
+def test_half_of_the_images_are_mirrored_where_that_is_asked_for() -> None:
+    spots = off_centre_spots(200)
+    plain, mirrored = (augment(spots, random_state(), flip=flip) for flip in (False, True))
+    is_plain = torch.isclose(plain, mirrored, atol=1e-4).flatten(1).all(1)
+    turned = spot_positions(mirrored.clamp(min=0) - mirrored.amin(dim=(1, 2, 3), keepdim=True))
+    assert (turned[is_plain, 0] > 0.5).all() and (turned[~is_plain, 0] < 0.5).all()
+    assert 70 < is_plain.sum() < 130
+
+
 def test_each_image_has_its_own_gain_and_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ROTATION_DEGREES", "SCALE", "SHIFT"):
         monkeypatch.setattr(module, name, 0.0)

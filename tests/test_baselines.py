@@ -45,10 +45,10 @@ def test_one_source_that_needs_smoothing_leaves_the_other_exact() -> None:
     np.testing.assert_allclose(given[1], [0.75, 0.25] + [0] * 7)
 
 
-def test_the_share_of_the_gain_is_none_where_there_is_no_gain() -> None:
-    assert baselines.share_of_gain(2.0, 1.2, 1.0) == pytest.approx(0.8)
-    assert baselines.share_of_gain(2.0, 1.0, 1.5) == pytest.approx(2.0)
-    assert baselines.share_of_gain(2.0, 1.0, 2.0) is None
+def test_there_is_no_share_of_the_gain_where_there_is_no_gain() -> None:
+    prior, source_only, model = np.array([[2.0, 1.2, 1.0], [2.0, 1.0, 1.5], [2.0, 1.0, 2.0]]).T
+    shares = baselines.share_of_gain(prior, source_only, model)
+    np.testing.assert_allclose(shares, [0.8, 2.0, np.nan])
 
 
 def test_within_some_classes_probabilities_are_shared_among_these() -> None:

@@ -18,6 +18,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from cxr_spark.figures import HEADLINE
 from cxr_spark.labels import CLASSES
 from cxr_spark.tables import TABLES, Warehouse
 from tests.conftest import REPOSITORY, Chain, run_job, source_options
@@ -52,6 +53,14 @@ def test_every_job_finished_with_a_summary_and_a_runs_row(
         rows[chain.evaluate["run_id"]].versions_read["predictions"]
         == (chain.score["versions"]["predictions"])
     )
+
+
+def test_a_newcomer_reads_the_words_of_the_jobs_and_nothing_else(chain: Chain) -> None:
+    for job in ("sample", "curate", "train", "score", "evaluate"):
+        ours = (f"[{job}] ", "epoch ")  # the ranks of training tell their epochs themselves
+        strange = [line for line in chain.said[job].splitlines() if not line.startswith(ours)]
+        assert strange == [], job
+        assert f"[{job}]   next" in chain.said[job]
 
 
 def test_curation_keeps_eight_images_of_each_class(
@@ -113,8 +122,9 @@ def test_a_rerun_of_curate_commits_nothing_but_its_runs_row(
 ) -> None:
     before = {name: warehouse.version(name) for name in TABLES}
     options = source_options(chain.sources)
-    done = run_job("curate", "--warehouse", chain.warehouse, *options, "--image-size", 64)
-    assert done.exit_code == 0, done.stderr
+    on = ("--warehouse", chain.warehouse, *options, "--image-size", 64)
+    done = run_job("curate", "--quiet", *on)
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.summary["counts"]["decoded"] == 0
     after = {name: warehouse.version(name) for name in TABLES}
     assert after == before | {"runs": before["runs"] + 1}
@@ -123,8 +133,10 @@ def test_a_rerun_of_curate_commits_nothing_but_its_runs_row(
 def test_a_rerun_of_score_scores_nothing(chain: Chain, warehouse: Warehouse) -> None:
     before = warehouse.version("predictions")
     model = chain.train["model"]
-    done = run_job("score", "--warehouse", chain.warehouse, "--model", model, "--split", "all")
+    on = ("--warehouse", chain.warehouse, "--model", model, "--split", "all")
+    done = run_job("score", "--verbose", *on)
     assert done.exit_code == 0, done.stderr
+    assert "INFO SparkContext" in done.stderr  # Spark's own log, which nobody else gets
     assert done.summary["counts"]["scored"] == 0
     assert warehouse.version("predictions") == before
 
@@ -134,8 +146,9 @@ def test_the_headline_stands_beside_its_baselines(
 ) -> None:
     rows = warehouse.read(spark, "metrics").where("slice = 'all' AND class = 'all'").collect()
     metrics = {row.metric: row for row in rows}
-    assert {"cce", "cce_prior", "cce_source_only", "accuracy"} <= metrics.keys()
-    assert metrics["cce"]["value"] == pytest.approx(chain.evaluate["outputs"]["cce"])
+    assert {*HEADLINE, "source_share_of_gain"} <= metrics.keys()
+    for name in HEADLINE:
+        assert 0 < metrics[name]["value"] == pytest.approx(chain.evaluate["outputs"][name])
     assert metrics["cce"]["n"] == metrics["cce_source_only"]["n"] > 0
     page = chain.report.read_text("utf-8")
     assert "<html" in page

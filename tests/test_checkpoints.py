@@ -35,6 +35,8 @@ def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
 
 def test_what_the_last_checkpoint_does_not_name_goes(tmp_path: Path) -> None:
     (tmp_path / "plan.json").touch()
+    for name in ("step-00000002-0001", "kept-0002"):  # a kill while they were written
+        (tmp_path / f".{name}.safetensors.77").touch()
     for step in (1, 2, 3):
         kept = Kept(step, 1.0, f"kept-{step:04}.safetensors")
         checkpoints.write_tensors(tmp_path / kept.file, {"a": torch.ones(step)})

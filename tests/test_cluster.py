@@ -142,9 +142,9 @@ from cxr_spark import commits, delta, staging
 from cxr_spark.session import spark_session
 from cxr_spark.staging import Contract
 
-table = sys.argv[1]
+table, master = sys.argv[1:]
 with spark_session("layer") as spark:
-    assert spark.sparkContext.master.startswith("local-cluster"), spark.sparkContext.master
+    assert spark.sparkContext.master == master, spark.sparkContext.master
     rows = spark.range(0, 1000, 1, 8).select(
         F.concat(F.lit("k"), "id").alias("key"),
         F.concat(F.lit("part "), F.col("id") % 3).alias("part"),
@@ -163,10 +163,15 @@ with spark_session("layer") as spark:
 
 
 @pytest.mark.long
-def test_the_table_layer_works_the_same_on_a_local_cluster(tmp_path: Path) -> None:
-    given = "--master local-cluster[2,1,2048] --conf spark.executor.memory=1g pyspark-shell"
+@pytest.mark.parametrize("kind", ["local-cluster[2,1,2048]", "standalone"])
+def test_the_table_layer_works_the_same_on_a_cluster(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    master = request.getfixturevalue("master") if kind == "standalone" else kind
+    settings = "--conf spark.executor.memory=1g --conf spark.driver.host=127.0.0.1"
+    given = f"--master {master} {settings} pyspark-shell"
     done = subprocess.run(
-        [sys.executable, "-c", LAYER, str(tmp_path / "table")],
+        [sys.executable, "-c", LAYER, str(tmp_path / "table"), master],
         env=os.environ | {"PYSPARK_SUBMIT_ARGS": given, "SPARK_HOME": str(SPARK_HOME)},
         cwd=REPOSITORY,
         capture_output=True,

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,23 @@ from tests.test_score_job import wait_for_rows
 IMAGES = 40
 
 
-def executors() -> list[int]:
-    """Process ids of the executors on this machine."""
-    found = subprocess.run(
-        ["pgrep", "-f", "CoarseGrainedExecutorBackend"], capture_output=True, text=True
-    )
-    return [int(pid) for pid in found.stdout.split()]
+def executors() -> set[int]:
+    """Process ids of the executors of this process' cluster."""
+    workers = children({os.getpid()}, "deploy.worker.Worker")
+    return children(workers, "CoarseGrainedExecutorBackend")
+
+
+def children(parents: set[int], command: str) -> set[int]:
+    of = ",".join(map(str, parents))
+    found = subprocess.run(["pgrep", "-P", of, "-f", command], capture_output=True, text=True)
+    return {int(pid) for pid in found.stdout.split()}
+
+
+def wait_for_another(before: set[int]) -> None:
+    until = time.monotonic() + 60
+    while not executors() - before:
+        assert time.monotonic() < until, "the executor wasn't replaced"
+        time.sleep(0.1)
 
 
 def probabilities(warehouse: Path) -> dict[str, list[float]]:
@@ -54,8 +66,11 @@ def test_a_cluster_that_loses_an_executor_gives_the_same_predictions(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_for_rows(Warehouse(tmp_path / "on cluster"), 4)
-    os.kill(executors()[0], signal.SIGKILL)
+    wait_for_rows(Warehouse(tmp_path / "on cluster"), 4, job)
+    before = executors()
+    assert len(before) == 2
+    os.kill(min(before), signal.SIGKILL)
+    wait_for_another(before)
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output[-6000:]
     assert json.loads(output.strip().splitlines()[-1])["counts"]["scored"] == IMAGES

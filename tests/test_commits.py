@@ -1,15 +1,18 @@
 """Commits to Delta tables: constraints, writers side by side, commits tried again, new columns."""
 
 import json
+import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 from deltalake.exceptions import DeltaError as DeltaRsError
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
@@ -77,11 +80,57 @@ def test_rows_that_break_a_constraint_are_refused_before_they_count(
         staging.stage(spark.createDataFrame([row], SCHEMA), table, CONTRACT)
 
 
+def test_nan_is_no_null_but_breaks_a_bound_whoever_writes_it(spark: SparkSession, table):
+    bounded = replace(CONTRACT, checks={"value_is_small": "value IS NULL OR value <= 1"})
+    row = {"key": "a", "value": math.nan}
+    for contract in (CONTRACT, bounded):
+        with pytest.raises(SchemaMismatch, match="value_is_small"):
+            staging.stage_rows([row], table, contract)
+        with pytest.raises(SchemaMismatch, match="value_is_small"):
+            staging.stage(spark.createDataFrame([row], SCHEMA), table, contract)
+    at_least = replace(CONTRACT, checks={"value_is_large": "value >= 1"})
+    for staged in (
+        staging.stage_rows([row], table, at_least),
+        staging.stage(spark.createDataFrame([row], SCHEMA), table, at_least),
+    ):
+        assert staged.num_rows == 1
+
+
+PLAIN = Contract(SCHEMA, required=("key",))
+PART = pa.table({"key": ["a"], "day": ["d"], "value": [1.0], "blob": [b""]})
+
+
 def test_a_null_in_a_required_column_of_a_part_is_refused(table):
-    contract = Contract(SCHEMA, required=("key",))
-    rows = pa.table({"key": ["a", None], "day": ["d"] * 2, "value": [1.0] * 2, "blob": [b""] * 2})
+    rows = pa.concat_tables([PART, PART.set_column(0, "key", pa.array([None], pa.string()))])
     with pytest.raises(SchemaMismatch, match="1 rows break the constraint key_is_present"):
-        staging.stage_arrow(rows, table, contract)
+        staging.stage_arrow(rows, table, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (PART.drop(["day"]).append_column("more", PART["day"]), "day is missing; more is unknown"),
+        (PART.set_column(2, "value", pa.array([1])), "value is bigint, not double"),
+        (PART.set_column(2, "value", pa.array([1.0], pa.float32())), "value is float, not double"),
+        (PART.set_column(1, "day", pa.array([1], pa.uint8())), "day is uint8, not string"),
+        (PART.select(["day", "key", "value", "blob"]), "in another order"),
+    ],
+)
+def test_arrow_columns_and_parts_that_differ_are_refused(table, rows, message):
+    with pytest.raises(SchemaMismatch, match=message):
+        staging.stage_arrow(rows, table, PLAIN)
+    part = staging.write_part(rows, staging.new_folder(table))
+    with pytest.raises(SchemaMismatch, match=rf"part-.*{message}"):
+        staging.stage_parts([part], PLAIN)
+
+
+def test_a_part_that_is_not_found_is_told_before_any_commit(table):
+    folder = staging.new_folder(table)
+    parts = [staging.write_part(PART, folder) for _ in range(2)]
+    assert staging.stage_parts(parts, PLAIN).num_rows == 2
+    Path(parts[1]).unlink()
+    with pytest.raises(staging.DeltaError, match=r"part-.*must share the warehouse's storage"):
+        staging.stage_parts(parts, PLAIN)
 
 
 def test_a_table_that_was_made_without_constraints_gets_them_with_the_next_commit(table):
@@ -153,6 +202,66 @@ def test_an_overwrite_beside_another_writer_is_refused_and_replaces_nothing(tabl
         commits.commit(staged, run_id="r", mode="overwrite")
     monkeypatch.undo()
     assert keys(table) == ["a", "b"]
+
+
+def test_an_overwrite_of_a_version_that_is_no_longer_the_newest_is_refused(table):
+    seen = appended(table, "a")
+    appended(table, "b")
+    staged = staging.stage_rows([{"key": "o"}], table, CONTRACT)
+    for expected in (seen, -1):
+        with pytest.raises(commits.ConcurrentWrite, match="run it again"):
+            commits.commit(staged, run_id="r", mode="overwrite", expected=expected)
+    assert keys(table) == ["a", "b"]
+    commits.commit(staged, run_id="r", mode="overwrite", expected=seen + 1)
+    assert keys(table) == ["o"]
+
+
+def test_an_overwrite_of_partitions_keeps_the_rows_of_others(table):
+    by_day = replace(CONTRACT, partition_by=("day",))
+
+    def staged(**days: str):
+        rows = [{"key": key, "day": day} for key, day in days.items()]
+        return staging.stage_rows(rows, table, by_day)
+
+    commits.commit(staged(a="mon", b="tue", c="wed", d="mon"), run_id="r")
+    new = staged(e="mon", f="thu")
+    commits.commit(new, run_id="r", mode="overwrite", partitions=["mon", "wed"])
+    assert keys(table) == ["b", "e", "f"]
+    version = delta.version(table)
+    plain = staging.stage_rows([{"key": "x"}], f"{table}-of-one", CONTRACT)
+    with pytest.raises(staging.DeltaError, match="no one partition column"):
+        commits.commit(plain, run_id="r", mode="overwrite", partitions=["mon"])
+    assert delta.version(table) == version
+    assert delta.version(f"{table}-of-one") is None
+
+
+def test_a_commit_that_two_writers_make_at_once_lands_once(table, monkeypatch):
+    """The second has not seen the first's transaction when it looks."""
+    appended(table, "a")
+    stale, fresh = delta.open_table(table), delta.open_table
+    first = appended(table, "b", run_id="same", sequence=0)
+    opened = iter([stale])
+    monkeypatch.setattr(
+        delta, "open_table", lambda path, at=None: next(opened, None) or fresh(path, at)
+    )
+    assert appended(table, "b", run_id="same", sequence=0) == first
+    assert keys(table) == ["a", "b"]
+
+
+def test_an_append_that_never_gets_its_turn_ends_as_busy(table, monkeypatch):
+    appended(table, "a")
+    tried = []
+
+    def too_late(*arguments):
+        tried.append(arguments)
+        raise CommitFailedError("another was faster")
+
+    monkeypatch.setattr(commits, "_write", too_late)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(commits.ConcurrentWrite, match="run it again") as refused:
+        appended(table, "b")
+    assert len(tried) == commits.APPEND_ATTEMPTS
+    assert refused.value.status == "busy"
 
 
 def frame(spark: SparkSession, *keys: str | None):

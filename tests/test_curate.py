@@ -1,6 +1,7 @@
 """Ingest and curation on small drawn sources: every file is accounted for, and reruns are exact."""
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -14,15 +15,18 @@ import cv2
 import numpy as np
 import pytest
 from pyspark import cloudpickle
-from pyspark.sql import Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
-from cxr_spark import commits, curate, expectations, ingest, job, phantom, selection
+from cxr_spark import commits, curate, delta, expectations, ingest, job, phantom, selection
 from cxr_spark.images import Preprocessing
-from cxr_spark.labels import CLASSES
+from cxr_spark.labels import CLASSES, SELECTED
+from cxr_spark.listing import ListedFile
 from cxr_spark.pseudonyms import pseudonym
 from cxr_spark.selection import Policy
 from cxr_spark.splits import Ratios
 from cxr_spark.tables import Warehouse
+from tests.test_dicom import dataset as dicom_dataset
+from tests.test_dicom import written as dicom_written
 
 SIZE = 32
 SALT = b"salt of the tests, 32 bytes long."
@@ -73,6 +77,7 @@ def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
         policy: Policy | None = None,
         full: bool = False,
         piece_files: int = ingest.PIECE_FILES,
+        strict: bool = False,
     ) -> job.Run:
         one = job.Run("curate")
         preprocessing = Preprocessing(size=size)
@@ -80,7 +85,8 @@ def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
         reading = ingest.Reading(preprocessing, SALT, piece_files, full)
         files = curate.Change(*ingest.ingest(spark, warehouse, listed, reading, one))
         chosen = policy or Policy()
-        curate.curate(spark, warehouse, files, preprocessing, chosen, one, afresh=full)
+        how = {"afresh": full, "strict": strict}
+        curate.curate(spark, warehouse, files, preprocessing, chosen, one, **how)
         options = argparse.Namespace(warehouse=str(warehouse.root))
         job.record(one, options, "", datetime.now(UTC))
         assert one.status == "finished"
@@ -151,7 +157,7 @@ def test_patients_stay_together(
 def test_a_rerun_without_changes_commits_nothing_but_its_runs_row(
     spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
 ) -> None:
-    run_curate(folders)
+    first = run_curate(folders)
     tables = (*PUBLISHED, "pixels", "runs")
     before = {name: warehouse.version(name) for name in tables}
     files = {p for p in warehouse.root.rglob("*") if p.is_file() and "runs" not in p.parts}
@@ -161,6 +167,12 @@ def test_a_rerun_without_changes_commits_nothing_but_its_runs_row(
     assert {p for p in warehouse.root.rglob("*") if p.is_file() and "runs" not in p.parts} == files
     assert run.counts["decoded"] == 0
     assert run.versions_written == {name: before[name] for name in PUBLISHED}
+    assert Path(run.outputs["data_docs"]).is_file()
+    # Half of the classes aren't there, and of that the audit warned.
+    assert run.counts["audit_warnings"] == first.counts["audit_warnings"] > 0
+    with pytest.raises(expectations.WarningsStand, match=r"audited with 1 warnings: .*index\.html"):
+        run_curate(folders, strict=True)
+    assert warehouse.published() == run.versions_written
 
 
 def test_a_new_file_is_appended_and_only_it_is_decoded(
@@ -174,6 +186,32 @@ def test_a_new_file_is_appended_and_only_it_is_decoded(
     assert run.counts["decoded"] == 1
     assert before < {file.path for file in warehouse.files("images")}
     assert len(_contents(spark, warehouse, "images")) == 17
+
+
+def test_what_is_written_and_audited_of_images_follows_the_change(
+    warehouse: Warehouse, tmp_path: Path, run_curate: Curate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audited: dict[str, list[str]] = {}
+
+    def audit(frames: dict[str, DataFrame], *others: Any, **named: Any) -> None:
+        audited.update({name: frame.columns for name, frame in frames.items()})
+
+    monkeypatch.setattr(expectations, "audit", audit)
+    folder = tmp_path / "tuberculosis"
+    for i in range(101):
+        draw(folder / "Tuberculosis" / f"Tuberculosis-{i}.png", i)
+        if i == 99:
+            run_curate({folder.name: folder}, size=128)
+            before = {file.path for file in warehouse.files("images")}
+    assert run_curate({folder.name: folder}, size=128).counts["decoded"] == 1
+    after = {file.path for file in warehouse.files("images")}
+    assert before < after
+    new_bytes, old_bytes = (
+        sum(os.path.getsize(path) for path in paths) for paths in (after - before, before)
+    )
+    assert new_bytes < 0.025 * old_bytes
+    assert set(audited) == {*PUBLISHED, "ledger"}
+    assert not [name for name, columns in audited.items() if "pixels" in columns]
 
 
 def test_changed_and_vanished_files_are_followed(
@@ -292,29 +330,46 @@ def test_a_killed_ingest_keeps_its_finished_pieces(
 def test_near_duplicates_share_a_group_and_those_that_disagree_are_refused(
     spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
 ) -> None:
+    policy = Policy(SELECTED | {"covid": ("Pneumonia",)})
     chest = folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
     films = [phantom.draw(["Pneumonia"], seed=[4, seed]).pixels for seed in range(2)]
     for number, film in enumerate(films):
         assert cv2.imwrite(str(chest / f"person7{number}_virus_7.jpeg"), film)
-    run_curate(folders)
+    run_curate(folders, policy=policy)
     groups = {row.image_id: row.group_id for row in _contents(spark, warehouse, "images")}
     assert len({group for name, group in groups.items() if "person7" in name}) == 2
 
     smaller = [cv2.resize(film, (300, 300), interpolation=cv2.INTER_AREA) for film in films]
-    assert cv2.imwrite(str(chest / "person72_virus_7.jpeg"), smaller[0])
+    # The same label in another source, and three files of one picture.
+    folders["covid"] = folders["pneumonia"].parent / "covid"
+    wraps = [folders["covid"] / "test" / "PNEUMONIA" / f"person7_virus_{i}.png" for i in range(3)]
+    wraps[0].parent.mkdir(parents=True)
+    for level, wrap in enumerate(wraps):
+        assert cv2.imwrite(str(wrap), smaller[0], [cv2.IMWRITE_PNG_COMPRESSION, 3 * level])
     other = folders["tuberculosis"] / "TB_Chest_Radiography_Database" / "Tuberculosis"
     assert cv2.imwrite(str(other / "Tuberculosis-71.png"), smaller[1])
-    run = run_curate(folders)
-    assert run.counts["compared"] == 2
+    run = run_curate(folders, policy=policy)
+    assert run.counts["compared"] == 2  # pictures
     pairs = warehouse.read(spark, "near_duplicates").collect()
     assert len(pairs) == 2
-    groups = {row.image_id: row.group_id for row in _contents(spark, warehouse, "images")}
-    assert {group for name, group in groups.items() if "person7" in name} == {"pneumonia:virus70"}
+    near = [row for row in _contents(spark, warehouse, "images") if "person7" in row.image_id]
+    assert {row.source for row in near} == {"pneumonia", "covid"}
+    assert len({(row.group_id, row.split) for row in near}) == 1
     refused = {name: why for name, why in _reasons(spark, warehouse).items() if "7" in name}
     assert refused == {
+        "person7_virus_1.png": "duplicate",
+        "person7_virus_2.png": "duplicate",
         "person71_virus_7.jpeg": "label_conflict",
         "Tuberculosis-71.png": "label_conflict",
     }
+    # The content that the pair names goes; the picture stays, and so does its pair.
+    of_pair = {sha for pair in pairs for sha in (pair.content_sha256, pair.other_sha256)}
+    (named,) = [w for w in wraps if hashlib.sha256(w.read_bytes()).hexdigest() in of_pair]
+    named.unlink()
+    assert run_curate(folders, policy=policy).counts["compared"] == 1
+    near = [row for row in _contents(spark, warehouse, "images") if "person7" in row.image_id]
+    assert {row.source for row in near} == {"pneumonia", "covid"}
+    assert len({row.group_id for row in near}) == 1
 
 
 def test_a_group_that_is_joined_keeps_the_earliest_split_and_the_move_is_told(
@@ -341,6 +396,8 @@ def test_a_group_that_is_joined_keeps_the_earliest_split_and_the_move_is_told(
     assert len({row.split for row in ours}) == 1
     stays = [row for row in ours if row.split_since == in_train.split_since]
     assert len(stays) == 2
+    # Of a run that moves none, none is told.
+    assert run_curate(folders).counts["moved"] == 0
 
 
 def test_a_hospitals_own_images_join_with_their_patients_hashed(
@@ -370,6 +427,89 @@ def test_a_hospitals_own_images_join_with_their_patients_hashed(
     assert _reasons(spark, warehouse) == {
         "mercy:b.png": "unknown_label",
         "mercy:c.png": "missing_file",
+    }
+
+
+def _ingested(
+    spark: SparkSession, warehouse: Warehouse, listed: list[ListedFile]
+) -> tuple[job.Run, dict[str, Row]]:
+    """Ingest alone, published as if curation had followed; the run and images_raw by file name."""
+    run = job.Run("curate")
+    reading = ingest.Reading(Preprocessing(size=SIZE), SALT)
+    found = ingest.ingest(spark, warehouse, listed, reading, run)
+    narrow = found.images_raw.drop("run_id")
+    rows = {row.image_id.split("/")[-1]: row for row in narrow.collect()}
+    if found.staged:
+        version = commits.commit(found.staged, run_id=run.run_id, sequence=0, mode="overwrite")
+        run.versions_written["images_raw"] = version
+    else:
+        run.versions_written["images_raw"] = warehouse.published()["images_raw"]
+    job.record(run, argparse.Namespace(warehouse=str(warehouse.root)), "", datetime.now(UTC))
+    return run, rows
+
+
+def test_a_reason_of_listing_lasts_as_long_as_listing_gives_it(
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    nih = tmp_path / "nih"
+    table, rows = nih / "Data_Entry_2017.csv", [f"{i}.png,Edema|Mass,0,7,58,M,PA" for i in "ab"]
+    for seed, name in enumerate(("a.png", "b.png")):
+        draw(nih / "images" / name, seed)
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender"
+    header += ",View Position\n"
+    table.write_text(header + "\n".join(rows))
+    (nih / "BBox_List_2017.csv").write_text("Image Index,F,x,y,w,h\na.png,Mass,1,2,3,4\n")
+
+    def run(**folders: Path) -> tuple[job.Run, dict[str, Row]]:
+        return _ingested(spark, warehouse, ingest.list_sources(folders, {}, SALT))
+
+    _, found = run(nih=nih)
+    (box,) = found["a.png"].boxes
+    assert box.asDict() == {"label": "Mass", "x": 1, "y": 2, "width": 3, "height": 4}
+    assert (found["a.png"].raw_labels, found["b.png"].boxes) == (["Edema", "Mass"], None)
+
+    os.utime(nih / "images" / "b.png", (1, 1))
+    pixels = warehouse.version("pixels")
+    again, touched = run(nih=nih)
+    assert (again.counts["decoded"], warehouse.version("pixels")) == (1, pixels)
+    later = touched["b.png"].modified_at
+    assert touched["b.png"].asDict() == found["b.png"].asDict() | {"modified_at": later}
+
+    table.write_text(header + rows[1])
+    _, without = run(nih=nih)
+    assert (without["a.png"].reason, without["b.png"].reason) == ("not_in_manifest", None)
+    # A run that names another source alone leaves it so.
+    draw(tmp_path / "tuberculosis" / "Tuberculosis-1.png", 9)
+    _, unnamed = run(tuberculosis=tmp_path / "tuberculosis")
+    assert (unnamed["a.png"].reason, unnamed["a.png"].detail) == (
+        "not_in_manifest",
+        without["a.png"].detail,
+    )
+    table.write_text(header + "\n".join(rows))
+    restored, found_again = run(nih=nih)
+    assert restored.counts["decoded"] == 0
+    assert found_again["a.png"] == found["a.png"]
+
+
+def test_of_a_dicom_file_the_manifest_speaks_first_and_then_its_tags(
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    tags = {"ViewPosition": "AP", "PatientSex": "F", "PatientAge": "058Y"}
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 4096, (64, 64))
+        patient = "N/A" if number == 2 else "MRN-4711"
+        made = dicom_dataset(pixels, PatientID=patient, **tags)
+        (tmp_path / f"{number}.dcm").write_bytes(dicom_written(made))
+    (tmp_path / "list.csv").write_text(
+        "path,label,patient_id,view,sex,age\n0.dcm,Edema,,,,\n1.dcm,Edema,P-1,PA,M,7\n2.dcm,Edema,,,,\n"
+    )
+    listed = ingest.list_sources({}, {"mercy": tmp_path / "list.csv"}, SALT)
+    _, found = _ingested(spark, warehouse, listed)
+    rows = {name: (r.patient_id, r.view, r.sex, r.age_years) for name, r in found.items()}
+    assert rows == {
+        "mercy:0.dcm": (pseudonym("MRN-4711", SALT), "AP", "F", 58),
+        "mercy:1.dcm": (pseudonym("P-1", SALT), "PA", "M", 7),
+        "mercy:2.dcm": (None, "AP", "F", 58),
     }
 
 
@@ -446,6 +586,27 @@ def test_a_refused_audit_commits_nothing_and_names_rows(
     assert "label_index" in str(refused.value)
     assert "person" in str(refused.value)
     assert {name for name in PUBLISHED if warehouse.exists(name)} == set()
+    assert warehouse.published() == {}
+
+
+def test_what_another_writer_commits_meanwhile_is_not_replaced(
+    warehouse: Warehouse,
+    folders: dict[str, Path],
+    run_curate: Curate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    audit = expectations.audit
+
+    def audit_while_another_writes(*arguments: Any, **named: Any) -> None:
+        row = {"run_id": "another", "image_id": "theirs", "reason": "blank"}
+        warehouse.append_rows("rejects", [row])
+        audit(*arguments, **named)
+
+    monkeypatch.setattr(expectations, "audit", audit_while_another_writes)
+    with pytest.raises(commits.ConcurrentWrite, match=r"rejects: another writer was faster"):
+        run_curate(folders)
+    rows = delta.read_rows(warehouse.path("rejects"), ["image_id"])
+    assert [row["image_id"] for row in rows] == ["theirs"]
     assert warehouse.published() == {}
 
 

@@ -17,7 +17,7 @@ from cxr_spark import curation_facts, curation_report
 from cxr_spark.curation_facts import Facts, Picture
 from cxr_spark.reasons import FILE_REASONS, REASONS
 from cxr_spark.tables import PUBLISHED, Warehouse
-from tests import browser
+from tests.browser import VIEWS, Browser
 from tests.conftest import Chain, Finished, source_options
 
 EVIL = "<script>alert(1)</script>"
@@ -117,6 +117,8 @@ def test_nothing_is_asked_from_outside_and_nothing_runs(page: Page) -> None:
 
 
 def test_those_who_cannot_see_are_told_as_well(page: Page) -> None:
+    skip = page.all("a")[0]
+    assert (skip["class"], skip["href"]) == ("skip", "#ledger")
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     named = [a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a]
@@ -168,14 +170,17 @@ def test_an_empty_data_set_has_a_page() -> None:
     assert "Nothing was left out." in words
 
 
-@pytest.mark.parametrize("width", [390, 1400])
-def test_a_browser_without_a_network_shows_the_page(text: str, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("width", "media"), VIEWS)
+def test_a_browser_without_a_network_shows_the_page(
+    browser: Browser, text: str, tmp_path: Path, width: int, media: str
+) -> None:
     path = tmp_path / "report.html"
     path.write_text(text, "utf-8")
-    shown = browser.show(path, tmp_path, width=width)
-    assert (shown.console, shown.requests) == ([], [])
+    shown = browser.show(path, width=width, media=media)
+    assert (shown.console, shown.requests, shown.broken) == ([], [], [])
     assert html.escape(EVIL, quote=False) in shown.dom
-    assert shown.picture.shape[1] == width
+    # There is nothing beside the window, or on paper beside the sheet.
+    assert shown.width == shown.picture.shape[1] == width
     assert np.median(shown.picture) > 230
     assert (shown.picture[200:] < 90).sum() > 500
 
@@ -187,6 +192,17 @@ def facts(spark: SparkSession, chain: Chain) -> Facts:
     assert published
     versions = {name: published.versions[name] for name in PUBLISHED}
     return curation_facts.gather(spark, warehouse, versions, published.arguments["preprocessing"])
+
+
+@pytest.mark.parametrize(("width", "media"), VIEWS)
+def test_a_browser_shows_the_page_of_real_files(
+    browser: Browser, facts: Facts, tmp_path: Path, width: int, media: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(curation_report.render(facts, RUN, made_at=NOW), "utf-8")
+    shown = browser.show(path, width=width, media=media)
+    assert (shown.console, shown.requests, shown.broken) == ([], [], [])
+    assert shown.width == width
 
 
 def test_the_facts_are_those_of_the_tables(facts: Facts, chain: Chain) -> None:

@@ -1,6 +1,7 @@
 """Delta tables on disk: what is written comes back, at every version, in every reader."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -8,9 +9,10 @@ from urllib.parse import quote
 import pyarrow.dataset as ds
 import pytest
 from pyspark.sql import Row, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cxr_spark import commits, delta, staging
+from cxr_spark import commits, delta, staging, storage
 
 SCHEMA = T.StructType.fromJson(
     {
@@ -44,6 +46,7 @@ CONTRACT = staging.Contract(
     partition_by=("part",),
     checks={"value_is_small": "value IS NULL OR value < 1000"},
 )
+REST = [f"`{name}`" for name in SCHEMA.names if name != "key"]
 PARTS = ["a:b", "a b", "train", "x/y", "%41", "é=1", None]
 ROWS = [
     Row(
@@ -136,6 +139,55 @@ def test_a_table_of_another_schema_is_refused_at_the_commit(
     assert len(delta.data_files(table)) == 1
 
 
+@pytest.mark.parametrize("part", [None, "", "absent"])
+def test_rows_without_a_partition_value_lie_where_spark_puts_them(
+    spark: SparkSession, table: str, part: str | None
+) -> None:
+    row = {"key": "k"} if part == "absent" else {"key": "k", "part": part}
+    from_spark = staging.stage(spark.createDataFrame([row], SCHEMA), table, CONTRACT)
+    from_driver = staging.stage_rows([row], table, CONTRACT)
+    for staged in (from_spark, from_driver):
+        assert [file.partition for file in staged.files] == [{"part": None}]
+        assert staged.files[0].path.split("/")[-2] == "part=__HIVE_DEFAULT_PARTITION__"
+    with_part = replace(CONTRACT, required=("key", "part"))
+    frame = spark.createDataFrame([row], SCHEMA)
+    for stage, rows in ((staging.stage, frame), (staging.stage_rows, [row])):
+        with pytest.raises(staging.SchemaMismatch, match="part_is_present"):
+            stage(rows, table, with_part)
+
+
+def test_rows_with_other_columns_or_types_are_refused_by_name(table: str) -> None:
+    with pytest.raises(staging.SchemaMismatch, match="has no column odd, values"):
+        staging.stage_rows([{"key": "a", "values": 1.0}, {"key": "b", "odd": 1}], table, CONTRACT)
+    for name, value in (("value", "much"), ("at", "now"), ("words", 7), ("numbers", {"n": "x"})):
+        with pytest.raises(staging.SchemaMismatch, match=f"a {name} is no "):
+            staging.stage_rows([{"key": "a", name: value}], table, CONTRACT)
+    assert not Path(table).exists()
+
+
+def test_times_are_written_as_every_reader_takes_them_or_not_at_all(
+    spark: SparkSession, table: str
+) -> None:
+    frame = spark.createDataFrame(ROWS[:1], SCHEMA)
+    spark.conf.set(staging.TIMESTAMP_SETTING, "INT96")
+    try:
+        with pytest.raises(staging.DeltaError, match=r"outputTimestampType is INT96.*MICROS"):
+            staging.stage(frame, table, CONTRACT)
+    finally:
+        spark.conf.set(staging.TIMESTAMP_SETTING, staging.TIMESTAMPS)
+    assert not Path(table).exists()
+
+
+def test_files_that_hold_fewer_rows_than_spark_wrote_are_refused(
+    spark: SparkSession, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = storage.parquet_files
+    monkeypatch.setattr(storage, "parquet_files", lambda folder: found(folder)[1:])
+    frame = spark.createDataFrame(ROWS[:2], SCHEMA)
+    with pytest.raises(staging.DeltaError, match=r"Spark wrote 2 rows, 1 are found.*share"):
+        staging.stage(frame, table, CONTRACT)
+
+
 def test_a_null_key_is_refused(spark: SparkSession, table: str) -> None:
     frame = spark.createDataFrame([ROWS[0].asDict() | {"key": None}], SCHEMA)
     with pytest.raises(staging.SchemaMismatch, match="key"):
@@ -146,8 +198,9 @@ def test_missing_tables_and_versions_are_named(spark: SparkSession, table: str) 
     with pytest.raises(delta.NoSuchTable, match="no Delta table"):
         delta.data_files(table)
     _written(spark, table, ROWS[:1])
-    with pytest.raises(delta.NoSuchVersion, match="newest is 1"):
-        delta.data_files(table, 7)
+    for version in (7, 10**20):
+        with pytest.raises(delta.NoSuchVersion, match=f"no version {version}; its newest is 1"):
+            delta.data_files(table, version)
     assert delta.version(str(Path(table).parent)) is None
 
 
@@ -169,18 +222,51 @@ def test_a_root_that_delta_cannot_hold_is_refused(spark: SparkSession, tmp_path:
         staging.stage(frame, str(tmp_path / "a%41"), CONTRACT)
 
 
-def test_tables_that_file_lists_would_misread_are_refused(spark: SparkSession, table: str) -> None:
-    _written(spark, table, ROWS[:1])
-    protocol = {
-        "minReaderVersion": 3,
-        "minWriterVersion": 7,
-        "readerFeatures": ["deletionVectors"],
-        "writerFeatures": ["deletionVectors"],
-    }
-    log = Path(table) / "_delta_log" / f"{2:020}.json"
-    log.write_text(json.dumps({"protocol": protocol}))
-    with pytest.raises(staging.DeltaError, match=r"(?i)deletion"):
+def _from_driver(table: str, *keys: str) -> int:
+    rows = [{"key": key, "part": "train"} for key in keys]
+    return commits.commit(staging.stage_rows(rows, table, CONTRACT), run_id="r")
+
+
+def _log(table: str, version: int) -> Path:
+    return Path(table) / "_delta_log" / f"{version:020}.json"
+
+
+def _features(*names: str) -> dict[str, object]:
+    of_readers = {"minReaderVersion": 3, "readerFeatures": names}
+    return {**of_readers, "minWriterVersion": 7, "writerFeatures": names}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        (_features("deletionVectors"), "deletionVectors, which are not read"),
+        (_features("columnMapping"), "columnMapping, which are not read"),
+        (_features("typeWidening", "timestampNtz"), "features typeWidening, which are not read"),
+        ({"minReaderVersion": 2, "minWriterVersion": 5}, "column mapping, which are not read"),
+        (_features("ofNextYear"), "ofNextYear.* later version of Delta"),
+        ({"minReaderVersion": 4, "minWriterVersion": 7}, "later version of Delta"),
+    ],
+)
+def test_tables_that_file_lists_would_misread_are_refused(
+    table: str, protocol: dict[str, object], words: str
+) -> None:
+    first = _from_driver(table, "a")
+    _log(table, first + 1).write_text(json.dumps({"protocol": protocol}))
+    with pytest.raises(delta.UnreadableTable, match=words) as refused:
         delta.data_files(table)
+    assert str(refused.value).startswith(f"{table}: ")
+    assert len(delta.data_files(table, first)) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{{{", '{"add": 7}', "\0\0"])
+def test_a_damaged_log_is_told_as_one(table: str, content: str) -> None:
+    first = _from_driver(table, "a")
+    for version in range(first + 1):
+        _log(table, version).write_text(content)
+    for ask in (delta.version, delta.data_files, lambda place: delta.data_files(place, 0)):
+        with pytest.raises(delta.UnreadableTable, match="bring _delta_log back") as refused:
+            ask(table)
+        assert "\n" not in str(refused.value)
 
 
 def test_statistics_bound_every_value(spark: SparkSession, table: str) -> None:
@@ -195,6 +281,56 @@ def test_statistics_bound_every_value(spark: SparkSession, table: str) -> None:
     assert stats["minValues"]["at"] == "2026-01-01T01:02:03.456Z"
     assert stats["maxValues"]["at"] == "2026-01-01T01:02:03.457Z"
     assert "blob" not in stats["minValues"]
+
+
+def test_what_a_footer_does_not_say_bounds_nothing_and_is_counted(
+    spark: SparkSession, table: str
+) -> None:
+    """Spark leaves out all of long texts, pyarrow a maximum of more than 4,096 bytes."""
+    by_spark = [ROWS[2].asDict() | {"key": letter * 2100} for letter in "az"]
+    frame = spark.createDataFrame(by_spark, SCHEMA).coalesce(1)
+    (file,) = staging.stage(frame, table, CONTRACT).files
+    assert "key" not in file.statistics["nullCount"] | file.statistics["maxValues"]
+    with pytest.raises(staging.SchemaMismatch, match="1 rows break the constraint key_is_present"):
+        staging.stage(
+            frame.unionByName(frame.limit(1).selectExpr("CAST(NULL AS STRING) AS key", *REST)),
+            table,
+            CONTRACT,
+        )
+    for keys in (["a", "z" * 5000], ["", "z" * 5000]):
+        rows = [{"key": key, "part": "train"} for key in keys]
+        (file,) = staging.stage_rows(rows, table, CONTRACT).files
+        assert "key" not in file.statistics["maxValues"]
+        assert file.statistics["nullCount"]["key"] == 0
+
+
+@pytest.mark.parametrize(
+    ("moment", "least", "greatest"),
+    [
+        (datetime(500, 1, 1), "0500-01-01T00:00:00.000Z", "0500-01-01T00:00:00.000Z"),
+        (
+            datetime(2600, 7, 9, 11, 12, 13, 999001),
+            "2600-07-09T11:12:13.999Z",
+            "2600-07-09T11:12:14.000Z",
+        ),
+        (datetime(9999, 12, 31, 23, 59, 59, 999500), None, None),
+    ],
+)
+def test_bounds_of_far_times_are_bounds(
+    table: str, moment: datetime, least: str | None, greatest: str | None
+) -> None:
+    row = {"key": "a", "part": "train", "at": moment.replace(tzinfo=UTC)}
+    (file,) = staging.stage_rows([row], table, CONTRACT).files
+    assert file.statistics["minValues"].get("at") == least
+    assert file.statistics["maxValues"].get("at") == greatest
+
+
+def test_a_time_that_python_has_no_value_for_has_no_bounds(spark: SparkSession, table: str) -> None:
+    far = spark.createDataFrame(ROWS[:1], SCHEMA).withColumn(
+        "at", F.expr("timestamp_seconds(1e12)")
+    )
+    (file,) = staging.stage(far, table, CONTRACT).files
+    assert "at" not in file.statistics["maxValues"]
 
 
 def test_paths_in_the_log_are_encoded_as_the_protocol_says(spark: SparkSession, table: str) -> None:

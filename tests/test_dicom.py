@@ -329,7 +329,14 @@ def test_facts_are_the_headers_and_of_the_patient_only_what_is_allowed_stays():
     assert not [secret for secret in SECRETS if secret in repr(facts)]
 
 
-@pytest.mark.parametrize(("salt", "patient_id"), [(None, "MRN-4711"), (SALT, " "), (SALT, None)])
+@pytest.mark.parametrize(
+    ("salt", "patient_id"),
+    [
+        (None, "MRN-4711"),
+        (SALT, None),
+        *((SALT, word) for word in (" ", "NONE", "N/A", "Anonymous")),
+    ],
+)
 def test_without_a_salt_or_an_id_there_is_no_patient(salt, patient_id):
     facts = decode(dataset(ramp(), PatientID=patient_id), salt)
     assert (facts.patient_id, facts.reason) == (None, None)

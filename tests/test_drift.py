@@ -36,10 +36,17 @@ def rows(run_id: str, n: int = 150, **given: Any) -> list[dict[str, Any]]:
     return made
 
 
+def ended(warehouse: Warehouse, *run_ids: str, status: str = "finished", **counts: float) -> None:
+    """Leave rows of runs that ended so."""
+    made = [{"run_id": name, "job": "score", "status": status} for name in run_ids]
+    warehouse.append_rows("runs", [row | {"counts": counts} for row in made])
+
+
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Warehouse:
     """Yesterday's predictions, and rows that are no reference and would all raise an alarm."""
     warehouse = Warehouse(tmp_path)
+    ended(warehouse, "yesterday", "old", "another-model", "curated")
     covid = {"predicted_label": "Covid", "confidence": 0.3, "entropy": 2.1, "error": None}
     made = [
         *rows("yesterday"),
@@ -85,6 +92,43 @@ def test_a_named_run_is_the_reference_be_it_of_images_or_of_files(
     assert check(spark, warehouse, "tonight", reference_run="another-model").figures == []
 
 
+def test_rows_of_runs_that_ended_unjudged_are_judged_by_the_next_and_no_reference(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    shifted = {"predicted_label": "Covid", "error": None, "confidence": 0.3, "entropy": 2.1}
+    for name, hours in (("failed", 9), ("killed", 8)):
+        earlier = NOW - timedelta(hours=hours)
+        warehouse.append_rows("predictions", rows(name, scored_at=earlier, **shifted))
+    ended(warehouse, "failed", status="failed")
+    warehouse.append_rows("predictions", rows("tonight", scored_at=NOW))
+    found = check(spark, warehouse, "tonight")
+    assert (found.images, found.reference_images) == (450, 150)
+    assert "class_shares" in found.beyond
+    named = check(spark, warehouse, "tonight", reference_run="killed")
+    assert (named.images, named.reference_images) == (300, 150)
+    ended(warehouse, "tonight", status="stopped", judged=450)
+    warehouse.append_rows("predictions", rows("tomorrow", scored_at=NOW + timedelta(days=1)))
+    after = check(spark, warehouse, "tomorrow")
+    assert (after.images, after.reference_images) == (150, 600)
+
+
+def test_a_run_is_judged_when_its_time_is_over_and_left_to_the_next_after_sigterm(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    shifted = rows("tonight", predicted_label="Covid", scored_at=NOW, error=None)
+    warehouse.append_rows("predictions", shifted)
+    run = night()
+    with pytest.raises(drift.Drifted), drift.watching(spark, warehouse, run, ["m1"]):
+        raise job.Stopped("stopped, as --max-runtime is over")
+    assert run.counts["judged"] == 150
+    run = night()
+    with pytest.raises(job.Stopped), drift.watching(spark, warehouse, run, ["m1"]):
+        run.sigterm()
+    assert "judged" not in run.counts
+    with pytest.raises(drift.Drifted), drift.watching(spark, warehouse, night(), ["m1"]):
+        pass
+
+
 def test_curated_images_are_never_judged(spark: SparkSession, warehouse: Warehouse) -> None:
     found = check(spark, warehouse, "curated")
     assert (found.images, found.figures) == (0, [])
@@ -122,7 +166,7 @@ def test_a_run_with_drift_says_so_and_ends_with_exit_code_4(
     run = night()
     shifted = rows("tonight", predicted_label="Covid", scored_at=NOW, error=None)
     warehouse.append_rows("predictions", shifted)
-    with pytest.raises(drift.Drifted, match=r"class_shares of m1\. Everything is committed"):
+    with pytest.raises(drift.Drifted, match=r"class_shares of m1\. What was scored is committed"):
         drift.watch(spark, warehouse, run, ["m1"])
     assert job.EXIT_CODES[drift.Drifted.status] == 4
     said = capsys.readouterr().err
@@ -171,7 +215,7 @@ def test_the_options_make_the_guard(tmp_path: Path) -> None:
     assert guard(warehouse, *given) == Guard(7.0, "score-1", limits)
     with pytest.raises(drift.DriftOptionError, match="no such run"):
         guard(warehouse, "--drift-reference", "score-2")
-    for days in ("0", "-1", "nan"):
+    for days in ("0", "-1", "nan", "inf", "1e6"):
         with pytest.raises(drift.DriftOptionError, match="more than 0"):
             guard(warehouse, "--drift-days", days)
 

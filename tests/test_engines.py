@@ -45,6 +45,13 @@ def test_a_changed_graph_is_refused(folder: Path, tmp_path: Path) -> None:
         engines.load(changed, "onnx")
 
 
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_another_model_than_the_one_meant_is_refused(folder: Path, engine: str) -> None:
+    assert engines.load(folder, engine, folder.name)
+    with pytest.raises(ArtifactError, match=f"{folder.name} is there now, not another"):
+        engines.load(folder, engine, "another")
+
+
 @pytest.mark.parametrize(("size", "images"), [(32, 16), (224, 16), (512, 4), (2048, 1)])
 def test_large_images_go_through_the_network_in_smaller_batches(size: int, images: int) -> None:
     assert engines.images_at_once(size) == images

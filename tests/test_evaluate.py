@@ -11,12 +11,14 @@ import pytest
 from pyspark.sql import SparkSession
 
 from cxr_spark import commits, delta, evaluate, refusals, staging, tables
+from cxr_spark.artifact import WEIGHTS_FILE
 from cxr_spark.figures import HEADLINE, Evaluation
 from cxr_spark.html_pages import PageError
 from cxr_spark.job import Run
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES, LABEL_INDEX
 from cxr_spark.tables import Warehouse
 from jobs import evaluate as job
+from tests import artifacts
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -214,6 +216,19 @@ def test_train_and_val_can_be_judged_too(spark: SparkSession, warehouse: Warehou
             n,
             pytest.approx(-math.log(0.8)),
         )
+
+
+def test_within_a_source_every_row_of_val_counts_though_no_list_calls_it_test(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    lists = [{"image_id": row["image_id"], "official_split": "train_val"} for row in IMAGES]
+    append(warehouse, "images_raw", lists)
+    curated = {"images": 1, "images_raw": 1, "rejects": 0, "near_duplicates": 0}
+    run = {"run_id": "c", "job": "curate", "status": "finished", "versions_written": curated}
+    append(warehouse, "runs", [run | {"finished_at": NOON}])
+    append(warehouse, "predictions", [prediction("nih:v", "Edema", 0.8)])
+    evaluation, _ = judge(spark, warehouse, split="val")
+    assert evaluation.figure("cce", slice_name="within=nih").n == 1
 
 
 def test_the_newest_prediction_counts_and_among_equals_the_greatest_run_id(
@@ -493,6 +508,43 @@ def test_images_that_the_other_model_was_made_with_are_no_part_of_the_comparison
     assert run.counts["n"] == 3
 
 
+def test_an_image_whose_group_has_another_name_there_is_known_to_the_other_model_all_the_same(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    patient = [
+        image(name, "Edema", "test", group_id="joined") for name in ("nih:t1", "nih:t4", "nih:t5")
+    ]
+    images = [*(row for row in IMAGES if row["image_id"] != "nih:t1"), *patient]
+    replace(warehouse, "images", images)
+    replace(warehouse, "models", [model(images_version=2)])
+    append(warehouse, "predictions", [prediction(f"nih:t{n}", "Edema", 0.5) for n in (4, 5)])
+    # Before their groups were joined, one of the three was in train.
+    parted = [row | {"group_id": f"group of {row['image_id']}"} for row in images]
+    moved = [r | {"split": "train"} if r["image_id"] == "nih:t4" else r for r in parted]
+    replace(warehouse, "images", moved)
+    other_model(warehouse, PREDICTIONS[1:], images_version=3)
+    evaluation, _ = judge(spark, warehouse, compare="m0")
+    assert evaluation.comparison is not None
+    assert list(evaluation.comparison.rows.image_id) == ["covid:t3", "nih:t2"]
+    assert evaluation.comparison.related == 3
+
+
+def test_a_model_of_another_preprocessing_is_to_score_the_images_of_its_own_version(
+    spark: SparkSession, warehouse: Warehouse
+) -> None:
+    other = {"preprocessing": "p2", "image_size": 16}
+    replace(warehouse, "images", [row | other for row in IMAGES])
+    theirs = [row | {"model_version": "m0", "preprocessing": "p2"} for row in PREDICTIONS]
+    other_model(warehouse, theirs[:2], preprocessing="p2", images_version=2)
+    with pytest.raises(refusals.UnscoredRows) as raised:
+        judge(spark, warehouse, compare="m0")
+    assert "--model /models/m0 --split all --images-version 2 " in str(raised.value)
+    append(warehouse, "predictions", theirs[2:])
+    evaluation, _ = judge(spark, warehouse, compare="m0")
+    assert evaluation.comparison is not None
+    assert len(evaluation.comparison.rows) == 3
+
+
 def test_what_the_other_model_has_not_scored_fails_the_comparison_unless_allowed(
     spark: SparkSession, warehouse: Warehouse
 ) -> None:
@@ -568,16 +620,34 @@ def test_facts_of_the_images_and_of_their_files_make_slices(
     assert evaluation.figure("cce", slice_name="within=nih").n == 2
 
 
-def test_the_job_gives_the_figures_and_writes_the_report(
-    spark: SparkSession, warehouse: Warehouse, tmp_path: Path
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+def test_the_job_gives_figures_and_report_though_the_weights_are_cut_or_lost(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
 ) -> None:
+    artifact = artifacts.save(tmp_path / "models", size=32)
+    weights = artifact / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-1])
+    if damage == "lost":
+        weights.unlink()
+    box = {"label": "Edema", "x": 0.0, "y": 0.0, "width": 20.0, "height": 20.0}
+    boxed = {"boxes": [box], "width": 32, "height": 32, "image_size": 32, "pixels": bytes(32 * 32)}
+    replace(warehouse, "images", [row | boxed for row in IMAGES])
+    replace(warehouse, "models", [model(images_version=2, artifact_path=str(artifact))])
     report, run = tmp_path / "new folder" / "report.html", Run("evaluate")
     words = ["--warehouse", str(warehouse.root), "--report", str(report)]
     job.main(job.parser().parse_args(words), run)
     run.release()
-    assert set(run.outputs) == {*HEADLINE, "report"}
+    assert set(run.outputs) == {*HEADLINE, "metrics", "report"}
     assert run.outputs["report"] == str(report)
-    assert "Model m1 on test" in report.read_text("utf-8")
+    assert "no localisation, as the model can't be opened" in capsys.readouterr().err
+    page = report.read_text("utf-8")
+    assert "Model m1 on test" in page
+    # The card can be read, and says what it says.
+    assert "<dt>Intended use</dt><dd>tests</dd>" in page and "<dt>Limits</dt><dd>all</dd>" in page
 
 
 def test_a_report_that_can_not_be_written_is_refused_before_anything_is_done(

@@ -117,7 +117,9 @@ def test_the_headline_tells_the_baselines_and_what_the_source_gives(judged: Eval
     words = headline(judged)
     assert "m1 on test: CCE 0.693 [0.693, 0.693] on 120 images" in words
     assert "border only 1.465" in words
-    assert "the source alone gives" in words
+    share = judged.figure("source_share_of_gain")
+    ends = f"[{share.ci_low:.0%}, {share.ci_high:.0%}]"
+    assert f"the source alone gives {share.value:.0%} {ends} of the model's gain" in words
     assert "border only" not in headline(evaluation(rows()))
 
 

@@ -153,6 +153,16 @@ def test_averages_draws_and_dropout_go_on_as_they_were(
     assert same_state(trained(plan, tmp_path / "resumed"), trained(plan, tmp_path / "undisturbed"))
 
 
+def test_training_begins_with_the_weights_that_are_given(
+    short: TrainingPlan, tmp_path: Path
+) -> None:
+    given = module.build_model("resnet18").state_dict()
+    initial = module.checkpoints.serialise(given)
+    run = begin(tmp_path, replace(short, run_id="given"), initial=initial)
+    begun = Training(run.plan, run.folder).learner.model.state_dict()
+    assert all(torch.equal(begun[name], given[name]) for name in given)
+
+
 def test_a_finished_run_trains_no_further(
     short: TrainingPlan, tmp_path: Path, undisturbed: Training
 ) -> None:
@@ -209,13 +219,23 @@ def test_time_that_is_up_ends_the_run_within_an_epoch_and_validated(
     plan: TrainingPlan, tmp_path: Path
 ) -> None:
     endless = with_options(plan, epochs=None, batch_size=16)
-    seconds = module.schedule.FINISH_SECONDS + 4
+    seconds = module.schedule.FINISH_SECONDS + 6
     began = time.monotonic()
     training = trained(endless, tmp_path, seconds_left=seconds)
     assert time.monotonic() - began < seconds
     standing = training.standing
     assert standing.ended and standing.metrics[-1]["step"] == standing.step > 0
     assert training.results()[2].val_rows == 150
+
+
+def test_before_a_validation_was_seen_a_batch_tells_how_long_it_takes(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "seconds_an_image", lambda *arguments: 2.0)
+    endless = with_options(plan, epochs=None)
+    training = trained(endless, tmp_path, seconds_left=1000.0, should_stop=after(1))
+    assert training.schedule.validation_seconds == 2.0 * 150
+    assert training.schedule.step_seconds > 0
 
 
 def test_time_that_is_up_just_after_a_validation_ends_the_run_there(
@@ -236,7 +256,9 @@ def test_a_loss_that_is_no_number_ends_the_run(plan: TrainingPlan, tmp_path: Pat
         training.run()
 
 
-def test_against_imbalance_val_cce_is_that_of_the_natural_shares(tmp_path: Path) -> None:
+def test_against_imbalance_val_cce_is_that_of_the_natural_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a prior of eight to one, uncorrected probabilities of a weighted loss are worse."""
     pixels, labels = toy_images(450, seed=0)
     blurred = (pixels // 8 + np.random.default_rng(1).integers(0, 224, pixels.shape)) // 1
@@ -254,7 +276,18 @@ def test_against_imbalance_val_cce_is_that_of_the_natural_shares(tmp_path: Path)
         training.learner.judged, plan.val_files, SIZE, training.place, training.statistics
     )
     assert val.cce(training.offset) < val.cce(np.zeros(len(CLASSES)))
-    assert training.standing.metrics[-1]["val_cce"] == val.cce(training.offset)
+    metrics, kept = training.standing.metrics, training.standing.kept
+    assert metrics[-1]["val_cce"] == val.cce(training.offset)
+    # What is kept, and its temperature, go by the corrected probabilities, too.
+    assert kept is not None and kept.val_cce == min(epoch["val_cce"] for epoch in metrics)
+    monkeypatch.setattr(module, "to_onnx", lambda *arguments, **options: b"")
+    fitted = training.results()[2]
+    tensors = module.safetensors.torch.load_file(training.folder / kept.file)
+    logits, labels = (tensors[name].numpy() for name in (module.VAL_LOGITS, module.VAL_LABELS))
+    assert fitted.temperature == module.fit_temperature(logits + training.offset, labels)
+    assert fitted.temperature != module.fit_temperature(logits, labels)
+    corrected = Logits(logits, labels).probabilities(training.offset, fitted.temperature)
+    assert fitted.val_cce == module.cce(corrected, labels)
 
 
 TWO_RANKS = """
@@ -273,8 +306,13 @@ with ranks.joined(run.folder) as place:
 """
 
 
-def test_two_ranks_agree_stop_together_and_go_on(plan: TrainingPlan, tmp_path: Path) -> None:
-    run = begin(tmp_path, replace(with_options(plan, epochs=1, workers=2), run_id="two"))
+def test_two_ranks_agree_stop_together_and_go_on_as_if_they_had_not(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    asked = with_options(plan, epochs=1, workers=2)
+    undisturbed, run = (begin(tmp_path, replace(asked, run_id=name)) for name in ("one", "two"))
+    ends_at_once = launch(TWO_RANKS, undisturbed.folder, 99)
+    assert ends_at_once.wait(timeout=200) == 0, ends_at_once.communicate()[1]
     for steps, ends in ((3, False), (99, True)):
         ranks = launch(TWO_RANKS, run.folder, steps)
         assert ranks.wait(timeout=200) == 0, ranks.communicate()[1]
@@ -290,6 +328,10 @@ def test_two_ranks_agree_stop_together_and_go_on(plan: TrainingPlan, tmp_path: P
             7 if ends else 3
         )
     assert [m[0]["val_cce"] for m in (first[3], second[3])] == [first[3][0]["val_cce"]] * 2
+    expected = torch.load(undisturbed.folder / "state-0.pt", weights_only=False)
+    assert first[3][0]["val_cce"] == pytest.approx(expected[3][0]["val_cce"], rel=1e-4)
+    for name, tensor in expected[1].items():
+        torch.testing.assert_close(first[1][name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_a_rank_that_fails_ends_the_run_with_its_own_traceback(

@@ -7,17 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cxr_spark.forecast import activation_bytes, memory_bytes, parameter_count, rows_by_class
+from cxr_spark.forecast import (
+    activation_bytes,
+    memory_bytes,
+    parameter_count,
+    reading_bytes,
+    rows_by_class,
+    tell,
+)
 from cxr_spark.labels import CLASSES
 from cxr_spark.models import build_model
+from cxr_spark.read_plans import RowFile
+from cxr_spark.reader import AHEAD_BYTES, WINDOW_BYTES
 from cxr_spark.run import Run
 from cxr_spark.tables import Warehouse
 from cxr_spark.train import plan_run
 from cxr_spark.train_options import TrainOptions
 from cxr_spark.training_plan import TrainingPlan
 from tests.conftest import Finished
-from tests.toys import toy_plan
+from tests.toys import SIZE, toy_plan
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +55,33 @@ def test_parts_and_workers_save_memory_and_an_average_costs_some(plan: TrainingP
     assert needed(batch_size=64, accumulate=4) < needed(batch_size=64)
     assert needed(batch_size=64, workers=2) < needed(batch_size=64)
     assert needed(ema=0.9) - needed() == 44_000_000
+
+
+def test_what_is_read_counts_up_to_its_bounds(plan: TrainingPlan) -> None:
+    few = reading_bytes(plan)
+    assert few == (108 + 4 * 16) * SIZE**2  # all rows of a small split, and four batches
+    many = replace(plan, train_files=(RowFile("/a", 10**7),))
+    assert reading_bytes(many) == 3 * WINDOW_BYTES + AHEAD_BYTES + 4 * 16 * SIZE**2
+    large = replace(many, options=replace(plan.options, batch_size=30_000))
+    assert reading_bytes(large) - reading_bytes(many) < AHEAD_BYTES
+
+
+def test_images_given_out_twice_and_gpus_left_idle_are_told(
+    curated: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    warehouse, run = Warehouse(curated[0]), Run("train")
+    rows = plan_run(warehouse, TrainOptions(), run)[0].train_rows
+    workers = next(number for number in (2, 3, 5, 7) if rows % number)
+    options = TrainOptions(workers=workers, batch_size=workers)
+    tell(warehouse, plan_run(warehouse, options, run)[0], run)
+    twice = workers - rows % workers
+    assert run.outputs["rows_repeated"] == twice
+    told = capsys.readouterr().err
+    assert f"an epoch gives out {twice} images twice" in told
+    assert "--workers 1 trains on it" in told
 
 
 def test_rows_are_counted_by_split_and_class(curated: tuple[Path, dict[str, Any]]) -> None:

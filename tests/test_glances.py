@@ -52,6 +52,15 @@ def test_of_a_large_train_split_the_same_part_is_drawn_each_time(
     assert 8 < (seen["split"] == "train").sum() < 32
     assert list(seen["image_id"]) == list(again["image_id"])
     assert (seen["split"] == "test").sum() == 4
+    # Where train itself is judged, all of it is looked at, and the same part teaches.
+    of_train = glances.read_glances(images, "train", 40)
+    assert (of_train["split"] == "train").sum() == 40
+    taught = list(seen["image_id"][seen["teaches"]])
+    given = glances.border_only(of_train, of_train["image_id"])
+    assert given is not None
+    np.testing.assert_allclose(
+        given[of_train["image_id"].isin(taught)], glances.border_only(seen, taught), atol=1e-12
+    )
 
 
 def test_brightness_is_the_mean_grey_level(images: DataFrame) -> None:

@@ -12,16 +12,18 @@ def test_pairs_join_transitively_under_their_least_key() -> None:
 
 
 def test_near_duplicates_and_exact_copies_are_one_picture(spark: SparkSession) -> None:
-    # a and b have the same pixels, b is near c, c near d; x is near what isn't among the images.
-    images = spark.createDataFrame(
-        [("a", "P"), ("b", "P"), ("c", "Q"), ("d", "R"), ("x", "X"), ("y", "Y")],
-        "content_sha256 string, pixel_sha256 string",
-    )
+    # a and b have the same pixels, b is near c, c near d as e shows, which is none of the images;
+    # x and y are near what isn't among them.
+    files = [("a", "P"), ("b", "P"), ("c", "Q"), ("d", "R"), ("x", "X"), ("y", "Y")]
+    others = [("e", "R"), ("other", "O")]
+    schema = "content_sha256 string, pixel_sha256 string"
+    images = spark.createDataFrame(files, schema)
     near = spark.createDataFrame(
-        [("b", "c"), ("c", "d"), ("gone", "x"), ("a", "b")],
+        [("b", "c"), ("c", "e"), ("gone", "x"), ("other", "y"), ("a", "b")],
         "content_sha256 string, other_sha256 string",
     )
-    pictures = {r.content_sha256: r.picture for r in mark_pictures(images, near).collect()}
+    marked = mark_pictures(images, near, spark.createDataFrame(files + others, schema))
+    pictures = {row.content_sha256: row.picture for row in marked.collect()}
     assert pictures == {"a": "P", "b": "P", "c": "P", "d": "P", "x": "X", "y": "Y"}
 
 

@@ -23,7 +23,7 @@ LAYERS = {
         calibration artifact backbones imbalance train_options drift_figures html_pages
         phantom phantom_anatomy phantom_bones phantom_findings
         phantom_frame phantom_opacities sample_layouts sample_traps""",
-    "parts": """storage delta staging file_statistics commits tables
+    "parts": """storage contracts delta staging file_statistics commits tables arrow_batches
         near_duplicates selection ledger leakage expectations data_docs
         judged_images refusals material glances explain file_scan
         read_plans reader augment models pretrained gradcam ranks
@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "deltalake": "delta commits maintenance",
     "petastorm": "reader",
     "great_expectations": "expectations data_docs",
-    "pyspark": """delta staging file_statistics commits tables near_duplicates leakage selection
+    "pyspark": """contracts delta staging file_statistics arrow_batches commits tables near_duplicates leakage selection
         expectations ledger
         duplicates groups splits file_scan sql sql_errors sql_output sql_parameters
         sql_rows sql_metadata sql_dialect sql_engine sql_thrift ingest curate train score evaluate

@@ -1,7 +1,9 @@
 """The contract of all jobs: one summary line, one exit code, one runs row, one lock."""
 
+import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,6 +33,8 @@ options = job.parser("toy", "A toy.")
 options.add_argument("--warehouse", required=True)
 options.add_argument("--do", default="pass")
 options.add_argument("--lock", action="store_true")
+options.add_argument("--resume", action="store_true")
+options.add_argument("--while-parsing", type=exec)
 job.add_metrics_file(options)
 job.start("toy", options, main, **{arguments})
 """
@@ -153,24 +157,51 @@ def test_sigterm_stops_cleanly_with_exit_0(tmp_path: Path) -> None:
     process = start(tmp_path, "--warehouse", str(tmp_path / "w"), "--do", wait)
     _wait_for(tmp_path / "ready")
     process.send_signal(signal.SIGTERM)
-    code, summary, _, _ = ended(process)
+    code, summary, _, stderr = ended(process)
     assert (code, summary["status"]) == (0, "stopped")
     assert [row["status"] for row in runs(tmp_path / "w")] == ["stopped"]
+    again = shlex.join([str(tmp_path / "toy.py"), *process.args[2:], "--resume"])
+    assert stderr.splitlines()[-1] == f"[toy]   next  {again}"
 
 
-def test_what_sigterm_to_the_whole_group_breaks_is_no_failure(tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    body = f"""
+SIGTERM = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+AFTER_SIGTERM = f"""
 with run.safe_points():
-    open({str(ready)!r}, 'w').close()
-    time.sleep(2)
-    raise ConnectionRefusedError('the JVM is gone')
+    {SIGTERM}
+    %s
 """
-    process = start(tmp_path, "--warehouse", str(tmp_path / "w"), "--do", body)
-    _wait_for(ready)
-    process.send_signal(signal.SIGTERM)
-    code, summary, _, _ = ended(process)
-    assert (code, summary["status"]) == (0, "stopped")
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "status"),
+    [
+        ("raise ConnectionRefusedError('the JVM is gone')", 0, "stopped"),
+        ("from py4j.protocol import Py4JError; raise RuntimeError from Py4JError()", 0, "stopped"),
+        ("raise OSError(28, 'no space left')", 1, "failed"),
+    ],
+)
+def test_what_sigterm_to_the_whole_group_breaks_is_no_failure_and_all_else_is(
+    tmp_path: Path, what: str, code: int, status: str
+) -> None:
+    options = ("--warehouse", str(tmp_path / "w"), "--do", AFTER_SIGTERM % what)
+    found, summary, _, _ = ended(start(tmp_path, *options))
+    assert (found, summary["status"]) == (code, status)
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        # The locks are freed after main, when the end is told.
+        (["--do", f"run.release = lambda: exec({SIGTERM!r})"], "finished"),
+        (["--while-parsing", SIGTERM], "stopped"),
+    ],
+)
+def test_sigterm_before_and_after_the_job_itself_ends_with_the_summary(
+    tmp_path: Path, options: list[str], status: str
+) -> None:
+    code, summary, _, stderr = ended(start(tmp_path, "--warehouse", str(tmp_path / "w"), *options))
+    assert (code, summary["status"]) == (0, status)
+    assert "Traceback" not in stderr
 
 
 def test_sigterm_between_safe_points_waits_for_the_next(tmp_path: Path) -> None:
@@ -252,3 +283,48 @@ def test_progress_tells_rate_and_time_left(
         "[toy] 25 of 100 files, 10.0 files/s, 8 s left",
         "[toy] 100 of 100 files, 10.0 files/s",
     ]
+
+
+def test_on_a_terminal_progress_renews_its_line_and_other_words_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run = job.Run("toy")
+    run.say("words")
+    for second in range(2):
+        now[0] += second
+        run.progress(25 * second, 100, "files")
+    run.say("more words")
+    run.progress(26, 100, "files")  # too soon after the last one
+    assert capsys.readouterr().err == (
+        "[toy] words\n"
+        "\r\x1b[K[toy] 0 of 100 files"
+        "\r\x1b[K[toy] 25 of 100 files, 25.0 files/s, 3 s left"
+        "\r\x1b[K[toy] more words\n"
+    )
+    now[0] += 3
+    run.progress(100, 100, "files")
+    run.say("the end")
+    assert capsys.readouterr().err == (
+        "\r\x1b[K[toy] 100 of 100 files, 25.0 files/s\n[toy] the end\n"
+    )
+
+
+def test_a_failure_takes_the_place_of_the_progress_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(options: argparse.Namespace, run: job.Run) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        run.progress(25, 100, "files")
+        raise job.InputError("no such file")
+
+    monkeypatch.setattr(sys, "argv", ["toy.py"])
+    kept = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        job.start("toy", job.parser("toy", ""), main, records=False, prints_result=True)
+    signal.signal(signal.SIGTERM, kept)
+    assert capsys.readouterr().err == (
+        "\r\x1b[K[toy] 25 of 100 files\r\x1b[Kinvalid: no such file\n"
+    )

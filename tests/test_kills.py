@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
 from cxr_spark.tables import Warehouse
 from tests.conftest import REPOSITORY, finished, source_options
 
-# Runs a job whose process group dies at its nth step of writing: before or after it, or, at every
-# other step, in the midst of it. With a number that is never reached, it prints the steps.
+# Runs a job whose process group dies at its nth step of writing: before it, after it or, where
+# Spark writes, in the midst of it. With a number that is never reached, it prints the steps.
 DYING = """
-import functools, os, runpy, signal, sys, threading
+import functools, glob, os, runpy, signal, sys, threading, time
 from cxr_spark import commits, staging
 from cxr_spark.jobs import curate as job_module
 
@@ -31,13 +32,19 @@ def step(name):
     if len(steps) == last:
         die()
 
+def die_once_files_are_begun(table):
+    while not glob.glob(glob.escape(table) + "/j-*/_temporary/**/*.parquet", recursive=True):
+        time.sleep(0.001)
+    die()
+
 def watched(module, name):
     real = getattr(module, name)
     @functools.wraps(real)
     def call(*arguments, **options):
         step("before " + name)
         if len(steps) + 1 == last and name == "stage":
-            threading.Timer(0.3, die).start()  # while Spark writes its files
+            table = arguments[1]
+            threading.Thread(target=die_once_files_are_begun, args=(table,), daemon=True).start()
         result = real(*arguments, **options)
         step("after " + name)
         return result
@@ -52,7 +59,8 @@ try:
 finally:
     print("steps:", *steps, sep="\\n", file=sys.stderr)
 """
-AT_MOST = 11
+# Points that are tried, spread over all of a run; `make test-kills` tries each.
+AT_MOST = int(os.environ.get("CXR_SPARK_KILL_POINTS", "11"))
 
 
 def dying(step: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -88,21 +96,22 @@ def test_a_run_that_is_killed_anywhere_leaves_the_old_or_the_new_and_its_rerun_e
     root = Path(shutil.copytree(curated[0], tmp_path / "whole"))
     whole = dying(10**6, *arguments(root))
     assert json.loads(whole.stdout.strip().splitlines()[-1])["status"] == "finished", whole.stderr
-    steps = whole.stderr.split("steps:\n")[1].split("\n")
+    steps = [line for line in whole.stderr.splitlines() if line.startswith(("before ", "after "))]
     new = state(spark, Warehouse(root))
     assert new["images"] != old["images"] and new["rejects"] != old["rejects"]
-    points = len([step for step in steps if step])
-    assert points >= 20
-    seen = set()
-    for point in sorted({1 + round(i * (points - 1) / (AT_MOST - 1)) for i in range(AT_MOST)}):
+    assert len(steps) >= 20
+    chosen = {round(point) for point in np.linspace(1, len(steps), min(AT_MOST, len(steps)))}
+    seen, in_the_midst = set(), 0
+    for point in sorted(chosen | {1 + steps.index("after stage")}):
         root = Path(shutil.copytree(curated[0], tmp_path / str(point)))
         done = dying(point, *arguments(root))
         assert done.returncode == -9, (point, done.stderr[-2000:])
+        in_the_midst += any(root.rglob("_temporary"))  # Spark's own folder while it writes
         left = state(spark, Warehouse(root))
         assert left in (old, new), (point, steps[point - 1])
         seen.add("old" if left == old else "new")
         finished("curate", *arguments(root))
         assert state(spark, Warehouse(root)) == new, (point, steps[point - 1])
         shutil.rmtree(root)
-    assert "old" in seen
+    assert seen == {"old", "new"} and in_the_midst
     assert os.listdir(tmp_path) == ["whole"]

@@ -11,8 +11,11 @@ import pytest
 from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 
+from cxr_spark import job
 from cxr_spark.leakage import Leak, Leakage, Leaked, TableError, check, find_leaks
 from cxr_spark.tables import Warehouse
+from jobs import check_leakage
+from tests import words
 
 Rows = Sequence[tuple[str | None, ...]]
 
@@ -220,6 +223,25 @@ def test_what_is_no_table_is_named(spark: SparkSession, tmp_path: Path) -> None:
         check(spark, str(tmp_path / "nowhere"), "split", "id")
 
 
+@pytest.mark.parametrize("log", [b"", b"garbage"])
+def test_a_broken_log_and_a_missing_column_are_bad_input(
+    spark: SparkSession, tmp_path: Path, log: bytes
+) -> None:
+    (tmp_path / "_delta_log").mkdir()
+    (tmp_path / "_delta_log" / f"{0:020d}.json").write_bytes(log)
+    table = write(tmp_path / "t.parquet", split=["a"], id=["p"])
+    for path, group, message in (
+        (str(tmp_path), "id", f"{tmp_path}: .*log"),
+        (table, "patient", "no column 'patient' in the table; it has 'split', 'id'"),
+    ):
+        options = check_leakage.parser().parse_args(
+            ["--verbose", "--table", path, "--split", "split", "--group", group]
+        )
+        with pytest.raises(ValueError, match=message) as raised:
+            check_leakage.main(options, job.Run("check_leakage"))
+        assert job._outcome(raised.value)[0] == "invalid"
+
+
 def test_a_file_broken_in_its_middle_is_named(spark: SparkSession, tmp_path: Path) -> None:
     ids = [f"p{number}" for number in range(2000)]
     table = write(tmp_path / "t.parquet", split=["a"] * 2000, id=ids)
@@ -254,3 +276,4 @@ def test_the_job_ends_with_0_where_nothing_leaks(run_job, tmp_path: Path) -> Non
     done = run_job("check_leakage", "--table", tmp_path / "t", "--split", "split", "--group", "id")
     assert (done.exit_code, done.summary["status"]) == (0, "finished"), done.stderr
     assert (done.summary["counts"]["groups"], done.summary["versions"]) == (2, {"table": 0})
+    assert words.bare(done.stderr, "check_leakage") == words.shown("check_leakage")

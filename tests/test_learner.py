@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from cxr_spark import imbalance
 from cxr_spark.learner import Learner, make_optimizer
-from cxr_spark.models import build_model
+from cxr_spark.models import build_model, standardise
 from cxr_spark.ranks import Place
 from cxr_spark.train_options import TrainOptions
 from cxr_spark.validation import Statistics
@@ -97,6 +99,71 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(batch: tuple[Tensor, Te
         gradients.append(some.model.get_parameter("fc.weight").grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing": 0.3}, {"imbalance": "logit-adjustment"}, {"imbalance": "weights"}],
+)
+def test_smoothing_and_what_is_against_imbalance_are_in_the_loss(
+    batch: tuple[Tensor, Tensor], options: dict[str, Any]
+) -> None:
+    some = frozen(**{"label_smoothing": 0.0, "clip": 1e6} | options)
+    told = some.step(*batch, number=0, learning_rate=0.0)
+    gradient = some.head.weight.grad
+    pixels, labels = batch
+    logits = some.model(standardise(pixels, UNEVEN.mean, UNEVEN.std))
+    if options.get("imbalance") == "logit-adjustment":
+        logits = logits + torch.tensor(imbalance.logit_adjustment(UNEVEN.counts)).float()
+    # What is told is neither smoothed nor weighted.
+    assert told[0] == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item())
+    smoothing = options.get("label_smoothing", 0.0)
+    targets = (1 - smoothing) * F.one_hot(labels, 9) + smoothing / 9
+    weights = torch.ones(len(labels))
+    if options.get("imbalance") == "weights":
+        weights = torch.tensor(imbalance.class_weights(UNEVEN.counts)).float()[labels]
+    losses = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+    (expected,) = torch.autograd.grad((weights * losses).mean(), some.head.weight)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_of_a_step_is_its_length(batch: tuple[Tensor, Tensor]) -> None:
+    lengths = []
+    for learning_rate in (0.0, 1e-3, 1e-2):
+        some = frozen()
+        before = some.head.bias.detach().clone()
+        some.step(*batch, number=0, learning_rate=learning_rate)
+        lengths.append((some.head.bias - before).norm().item())
+    assert lengths[0] == 0 < lengths[1]
+    assert lengths[2] == pytest.approx(10 * lengths[1], rel=1e-3)
+
+
+def test_images_go_through_the_network_with_their_channels_last(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    some, seen = learner(), []
+    some.model.layer1.register_forward_hook(lambda *call: seen.append(call[2]))
+    some.step(*batch, number=0, learning_rate=1e-3)
+    for tensor in (seen[0], some.model.layer1[0].conv1.weight):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+
+
+@pytest.mark.long
+def test_a_compiled_learner_takes_the_steps_of_one_that_is_not(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    plain, compiled = learner(precision="fp32"), learner(precision="fp32", compile=True)
+    for some in (plain, compiled):
+        some.step(*batch, number=0, learning_rate=1e-3)
+    compiled.restore({name: tensor.clone() for name, tensor in plain.tensors().items()})
+    for some in (plain, compiled):
+        some.step(*batch, number=1, learning_rate=1e-3)
+    ours, theirs = plain.tensors(), compiled.tensors()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if name.startswith("model."):
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_the_gradient_is_clipped(batch: tuple[Tensor, Tensor]) -> None:

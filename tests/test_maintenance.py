@@ -19,7 +19,7 @@ import pytest
 from deltalake import DeltaTable
 
 from cxr_spark import commits, delta, maintenance, staging, tables
-from cxr_spark.job import Run
+from cxr_spark.job import Busy, Run
 from cxr_spark.maintenance import maintain
 from cxr_spark.retention import DamagedTable
 from cxr_spark.tables import Warehouse
@@ -443,6 +443,22 @@ def test_a_damaged_table_is_named_and_nothing_is_removed_anywhere(
     with pytest.raises(DamagedTable, match="images"):
         maintained(warehouse)
     assert before.items() <= tree(warehouse.root).items()
+
+
+def test_a_job_starts_though_its_lock_is_just_looked_at(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse.root.mkdir()
+    run = Run("curate")
+    run.lock(warehouse.root, "curate")
+    run.release()
+    looking = (warehouse.root / ".locks" / "curate").open("rb")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda seconds: looking.close())
+    run.lock(warehouse.root, "curate")
+    with pytest.raises(Busy, match=run.run_id):
+        Run("curate").lock(warehouse.root, "curate")
+    run.release()
 
 
 @pytest.mark.usefixtures("images")

@@ -54,7 +54,10 @@ def test_a_failed_run_keeps_the_time_of_the_last_complete_one(tmp_path: Path) ->
         values = write(path, run(status), seconds=5000)
         assert value(values, name) == BEGAN.timestamp() + 60.25
         assert value(values, "run_exit_code") == EXIT_CODES[status]
-    assert value(write(path, run("drift"), seconds=7000), name) == BEGAN.timestamp() + 7000
+    # Judged when its time was over, with images left: not complete.
+    values = write(path, run("drift", left=3), seconds=6000)
+    assert value(values, name) == BEGAN.timestamp() + 60.25
+    assert value(write(path, run("drift", left=0), seconds=7000), name) == BEGAN.timestamp() + 7000
 
 
 def test_a_file_of_somebody_else_is_replaced(tmp_path: Path) -> None:

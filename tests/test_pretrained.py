@@ -1,6 +1,7 @@
 """Weights of a file are torchvision's, folded to grey, less a classifier of other classes."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_our_own_weights_come_back_with_their_classifier(tmp_path: Path) -> None
     assert build_model("densenet121").load_state_dict(
         safetensors.torch.load(read_weights(path, "densenet121"))
     )
+
+
+def test_the_names_in_torchvisions_own_files_of_densenets_are_understood(tmp_path: Path) -> None:
+    tensors = torchvision.models.densenet121(weights=None).state_dict()
+    torch.save(tensors, tmp_path / "new.pth")
+    published = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): tensor
+        for name, tensor in tensors.items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in published
+    torch.save(published, tmp_path / "published.pth")
+    ours = read_weights(tmp_path / "published.pth", "densenet121")
+    assert ours == read_weights(tmp_path / "new.pth", "densenet121")
 
 
 def test_weights_of_another_network_are_refused_in_one_line(file: Path) -> None:

@@ -6,13 +6,15 @@ import pty
 import select
 import subprocess
 import sys
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from cxr_spark import delta
 from cxr_spark.tables import Warehouse
+from tests.test_serve_sql import ENDLESS, children
 
 QUERY = Path(__file__).resolve().parent.parent / "jobs" / "query.py"
 
@@ -43,7 +45,11 @@ def test_the_result_is_alone_on_stdout_and_no_file_is_left_behind(
 ) -> None:
     before = files_below(warehouse, tmp_path)
     query = "SELECT model_version, train_priors FROM models"
-    job = start(warehouse, tmp_path, "--format", "json", "--at", "models=0", query)
+    second, first = delta.history(Warehouse(warehouse).path("models"))[:2]
+    moment = datetime.fromtimestamp(first["timestamp"] / 1000, UTC)
+    assert first["timestamp"] < second["timestamp"]
+    at = f"models={moment.isoformat()}"
+    job = start(warehouse, tmp_path, "--format", "json", "--at", at, query)
     stdout, stderr = job.communicate(timeout=300)
     assert job.returncode == 0, stderr
     assert json.loads(stdout) == [{"model_version": "m0", "train_priors": [0.5, None]}]
@@ -82,6 +88,23 @@ def test_a_query_from_stdin_whose_reader_stops_early_ends_quietly(
     assert "Traceback" not in stderr and "BrokenPipe" not in stderr
 
 
+@pytest.mark.long
+def test_a_query_that_spark_is_planning_ends_by_sigterm(warehouse: Path, tmp_path: Path) -> None:
+    """What is computed of one row while planning can't be cancelled."""
+    endless = ENDLESS.replace("range(2)", "VALUES (1L) AS t(id)")
+    job = start(warehouse, tmp_path, f"{endless} UNION ALL SELECT count(*) FROM rejects")
+    while "rejects: nothing there yet" not in job.stderr.readline():  # said as planning begins
+        assert job.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.wait(2)
+    job.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.wait(2)
+    stdout, stderr = job.communicate(timeout=60)
+    assert (job.returncode, json.loads(stdout)["status"]) == (0, "stopped"), stderr
+    assert not children(job.pid)
+
+
 def test_a_refusal_is_exit_2_with_the_reason_on_stderr_and_the_summary_on_stdout(
     warehouse: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +124,7 @@ def test_a_refusal_is_exit_2_with_the_reason_on_stderr_and_the_summary_on_stdout
         (["--at", "models"], "expected TABLE=VERSION"),
         (["--at", "models=x"], "expected TABLE=VERSION"),
         (["--at", "models=99"], "no version 99"),
+        (["--at", f"models={10**20}"], f"no version {10**20}"),
         (["--at", "models=2020-01-31"], "has no version of 2020-01-31"),
         (["--at", "images=2020-01-31"], "no curate run had finished by 2020-01-31"),
         (["--at", "model=0"], "no table is named model"),

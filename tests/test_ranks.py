@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from cxr_spark.ranks import Place, StopSign, agree
+from cxr_spark.ranks import Place, StopSign, _threads, agree, idle_gpus
 from tests.conftest import REPOSITORY
 from tests.toys import launch
 
@@ -71,15 +72,33 @@ def test_a_rank_alone_agrees_with_itself() -> None:
 
 def test_ranks_take_any_ones_wish_to_stop_and_the_clock_of_rank_0(tmp_path: Path) -> None:
     program = """
-import sys
+import os, sys, torch
 from cxr_spark import ranks
+os.environ["LOCAL_WORLD_SIZE"] = "1"  # as on a cluster, where each rank has a torchrun of its own
 with ranks.joined(sys.argv[1]) as place:
+    assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) // 2)
     agreed = [ranks.agree(place.rank == 1, 0.5 + place.rank, place),
               ranks.agree(False, 0.75 + place.rank, place)]
     assert agreed == [(True, 0.5), (False, 0.75)], agreed
 """
     ranks = launch(program, tmp_path)
     assert ranks.wait(timeout=120) == 0, ranks.communicate()[1]
+
+
+def test_a_rank_takes_no_more_cores_than_it_may() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert _threads(Place(), None) == _threads(Place(), 1000) == cores
+    assert _threads(Place(), 1) == 1
+
+
+def test_gpus_that_are_too_few_for_the_workers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for gpus in (0, 1, 2, 4):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        found[gpus] = idle_gpus(4)
+    assert found[0] is None and found[4] is None
+    assert found[1] is not None and "--workers 1 trains on it" in found[1]
+    assert found[2] is not None and "--workers 2 trains on them" in found[2]
 
 
 def test_ranks_end_when_their_parent_is_killed(tmp_path: Path) -> None:

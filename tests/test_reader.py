@@ -4,8 +4,10 @@ import resource
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +22,16 @@ from cxr_spark.read_plans import (
     first_rows,
     plan_evaluation,
     plan_training,
+    repeated_rows,
 )
-from cxr_spark.reader import ReadFailed, read_batches
+from cxr_spark.reader import ReadFailed, batches_ahead, read_batches
 from cxr_spark.tables import Warehouse
 from tests.conftest import Chain
 
 SIZE = 8
 
 
-def write_file(path: Path, ids: range, row_group_size: int = 1000) -> RowFile:
+def write_file(path: Path, ids: Sequence[int], row_group_size: int = 1000) -> RowFile:
     """A file of images whose pixels and label tell their id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -160,6 +163,44 @@ def test_a_rank_repeats_at_most_one_row_and_only_with_batches_of_one_row(tmp_pat
     )
 
 
+def test_what_an_epoch_repeats_is_known_before_it_is_planned() -> None:
+    assert repeated_rows(5, batch_size=2, world=2) == 1
+    for total in range(4, 30):
+        for world in (1, 2, 3, 4):
+            plans = train_plans([RowFile("a", total)], world=world, batch_size=4)
+            repeated = sum(plan.repeated for plan in plans)
+            assert repeated_rows(total, batch_size=4, world=world) == repeated
+
+
+def test_a_row_is_repeated_also_where_it_is_not_in_its_files_first_row_group(
+    tmp_path: Path,
+) -> None:
+    files = [write_file(tmp_path / "a.parquet", range(7), row_group_size=2)]
+    plans = train_plans(files, world=3, batch_size=3)
+    assert [plan.repeated for plan in plans] == [1, 1, 0]
+    ranks = [read(plan) for plan in plans]
+    assert [len(batches) for batches in ranks] == [3, 3, 3]
+    assert len(set(ids_of([*chain(*ranks)]))) == 7
+
+
+def test_large_batches_and_row_groups_are_read_less_far_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert batches_ahead([32, 31], 224) == reader.BATCHES_AHEAD
+    assert batches_ahead([500], 224) == 2
+    assert batches_ahead([5000], 224) == 1
+    real, ahead = reader._read_ahead, []
+
+    def watched(items: Any, count: int) -> Any:
+        ahead.append(count)
+        return real(items, count)
+
+    monkeypatch.setattr(reader, "_read_ahead", watched)
+    monkeypatch.setattr(reader, "AHEAD_BYTES", 25 * SIZE * SIZE)
+    read(plan_evaluation(write_files(tmp_path, [10, 10]), batch_size=8, rank=0, world=1))
+    assert ahead == [3, 1, 1]  # of 8 rows; of 10 rows by two readers
+
+
 def test_fewer_rows_than_ranks_are_refused() -> None:
     with pytest.raises(ReaderInputError, match="3 workers need at least 3 rows"):
         train_plans([RowFile("a", 2)], world=3)
@@ -211,23 +252,54 @@ def _mean_distinct(labels: np.ndarray, size: int) -> float:
     return float(np.mean([len(set(batch)) for batch in labels[:whole].reshape(-1, size)]))
 
 
-def test_the_order_of_labels_is_as_random_as_a_perfect_shuffle(chain: Chain) -> None:
+def _over_a_perfect_shuffle(
+    files: list[RowFile], size: int, *, world: int, passes: int
+) -> list[float]:
+    """Mean length of runs of a label, and mean number of labels in a batch of eight, of what the
+    ranks read in some epochs, over the same of perfect shuffles."""
+    epochs = []
+    for epoch in range(passes):
+        for rank in range(world):
+            plan = plan_training(files, batch_size=8, seed=0, epoch=epoch, rank=rank, world=world)
+            batches = read_batches(plan, image_size=size)
+            epochs.append(np.concatenate([batch.labels for batch in batches]))
+    rng, labels = np.random.default_rng(0), np.concatenate(epochs[:world])
+    perfect = [rng.permutation(labels)[: len(epochs[0])] for _ in range(400)]
+    figures = (_mean_run, lambda labels: _mean_distinct(labels, 8))
+    means = [
+        [float(np.mean([figure(e) for e in order])) for figure in figures]
+        for order in (epochs, perfect)
+    ]
+    return [found / ideal for found, ideal in zip(*means, strict=True)]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_order_of_labels_is_as_random_as_a_perfect_shuffle(chain: Chain, world: int) -> None:
     version = chain.curate["versions"]["images"]
     files = [
         RowFile(file.path, file.num_rows)
         for file in Warehouse(chain.warehouse).files("images", version)
         if file.partition["split"] == "train"
     ]
-    epochs = []
-    for epoch in range(20):
-        plan = plan_training(files, batch_size=8, seed=0, epoch=epoch, rank=0, world=1)
-        batches = read_batches(plan, image_size=64)
-        epochs.append(np.concatenate([batch.labels for batch in batches]))
-    rng = np.random.default_rng(0)
-    perfect = [rng.permutation(epochs[0]) for _ in range(400)]
-    for figure in (_mean_run, lambda labels: _mean_distinct(labels, 8)):
-        found, ideal = (float(np.mean([figure(e) for e in order])) for order in (epochs, perfect))
-        assert found == pytest.approx(ideal, rel=0.1)
+    found = _over_a_perfect_shuffle(files, 64, world=world, passes=20 // world)
+    assert found == pytest.approx([1, 1], rel=0.1)
+
+
+def test_small_windows_mix_labels_only_if_the_rows_lie_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "WINDOW_BYTES", 16 * SIZE * SIZE)
+    mixed = np.random.default_rng(0).permutation(180)
+    by_label = mixed[np.argsort(mixed % 9, kind="stable")]
+    ratios = {}
+    for name, ids in (("mixed", mixed), ("by label", by_label)):
+        files = [
+            write_file(tmp_path / name / f"{start}.parquet", ids[start : start + 60], 8)
+            for start in range(0, 180, 60)
+        ]
+        ratios[name] = _over_a_perfect_shuffle(files, SIZE, world=2, passes=4)
+    assert ratios["mixed"] == pytest.approx([1, 1], rel=0.1)
+    assert ratios["by label"][0] > 1.5 and ratios["by label"][1] < 0.7
 
 
 def test_memory_stays_flat_over_twenty_epochs(tmp_path: Path) -> None:
@@ -323,6 +395,18 @@ def test_rows_that_no_model_could_take_are_refused(
     plan = plan_evaluation([RowFile(str(tmp_path / "a.parquet"), 3)], batch_size=5, rank=0, world=1)
     with pytest.raises(ReadFailed, match=message):
         list(read_batches(plan, image_size=SIZE))
+
+
+def test_rows_that_petastorm_loses_are_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = reader.ArrowTables.read_next
+    monkeypatch.setattr(
+        reader.ArrowTables, "read_next", lambda *arguments: real(*arguments).slice(1)
+    )
+    files = write_files(tmp_path, [10])
+    with pytest.raises(ReadFailed, match="columns of a row group differ in length"):
+        read(plan_evaluation(files, batch_size=5, rank=0, world=1))
 
 
 def test_a_path_that_no_url_can_hold_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from cxr_spark.report import Pictures
 from cxr_spark.scored_rows import ScoredRows
 from cxr_spark.slice_figures import Figure
 from cxr_spark.tables import Warehouse
-from tests import browser
+from tests.browser import VIEWS, Browser
 from tests.conftest import Chain
 
 EVIL = "nih:<script>alert(1)</script>.png"
@@ -191,7 +191,17 @@ def test_the_headline_stands_beside_the_baselines_and_the_share_of_the_source() 
     assert f"95 % interval {low:.3f} to {high:.3f}" in page.words
     # There is one source, so it tells as much as the prior: nothing of the gain.
     assert "Knowing the source alone gives 0 % of the model" in page.words
+    assert "gain over the class prior (0.0 to 0.0 %)" in page.words
     assert "Not a medical device" in page.words
+
+
+def test_a_figure_that_is_not_defined_is_not_called_one_of_too_few_images() -> None:
+    one_class = Page(page_of(evaluation(labels=[2] * 30)))
+    # Of a source with one class no AUROC is defined, and neither is one of the classes it lacks.
+    assert re.search("nih 30 [^u]*undefined", one_class.words)
+    assert "Edema 0 \N{EN DASH} undefined undefined" in one_class.words
+    assert "too few (30)" not in one_class.words
+    assert re.search("mean AUROC +undefined +30", "\n".join(table(evaluation(labels=[2] * 30))))
 
 
 def test_a_model_without_any_gain_is_told_so() -> None:
@@ -364,16 +374,28 @@ def test_heat_and_boxes_are_told_where_there_are_boxes(page: Page) -> None:
     assert "All with boxes 12 25.0 % 20.0 to 30.0 %" in words
 
 
-@pytest.mark.parametrize("width", [390, 1400])
-def test_a_browser_without_a_network_shows_the_page(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("width", "media"), VIEWS)
+def test_a_browser_without_a_network_shows_the_page(
+    browser: Browser, tmp_path: Path, width: int, media: str
+) -> None:
     path = tmp_path / "report.html"
     path.write_text(page_of(evaluation()), "utf-8")
-    shown = browser.show(path, tmp_path, width=width)
-    assert (shown.console, shown.requests) == ([], [])
+    shown = browser.show(path, width=width, media=media)
+    assert (shown.console, shown.requests, shown.broken) == ([], [], [])
     assert html.escape(EVIL, quote=False) in shown.dom
-    assert shown.picture.shape[1] == width
+    # There is nothing beside the window, or on paper beside the sheet.
+    assert shown.width == shown.picture.shape[1] == width
     assert np.median(shown.picture) > 230
     assert (shown.picture[200:] < 90).sum() > 500
+
+
+@pytest.mark.parametrize(("width", "media"), VIEWS)
+def test_a_browser_shows_the_report_of_a_trained_model(
+    browser: Browser, chain: Chain, width: int, media: str
+) -> None:
+    shown = browser.show(chain.report, width=width, media=media)
+    assert (shown.console, shown.requests, shown.broken) == ([], [], [])
+    assert shown.width == width
 
 
 def test_the_report_of_a_trained_model_has_its_heat_on_every_picture(chain: Chain) -> None:

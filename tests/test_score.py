@@ -18,7 +18,7 @@ from pydicom.data import get_testdata_file
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from cxr_spark import job, models, score, score_inputs
+from cxr_spark import delta, job, models, score, score_inputs
 from cxr_spark.artifact import load_card
 from cxr_spark.images import Preprocessing, facts_of_file
 from cxr_spark.labels import CLASS_COLUMNS, CLASSES
@@ -195,6 +195,52 @@ def test_a_file_that_could_not_be_read_is_tried_again_and_has_one_row_until_it_c
     assert [row.error for row in rows] == ["missing_file", None]
 
 
+def test_a_file_that_is_as_it_was_before_its_last_row_gets_that_answer_once_more(
+    spark: SparkSession, warehouse: Warehouse, model: Path, tmp_path: Path
+) -> None:
+    folder, mount = tmp_path / "in", tmp_path / "in" / ".mount"
+    draw(mount / "away.png", 1)
+    (folder / "away.png").symlink_to(mount / "away.png")
+    old = draw(folder / "restored.png", 2).read_bytes()
+    aged(folder)
+
+    def write(content: bytes, second: int) -> None:
+        (folder / "restored.png").write_bytes(content)
+        os.utime(folder / "restored.png", (second, second))
+
+    write(old, 10**9)
+    first, _ = scored(spark, warehouse, model, folder)
+    mount.rename(folder / ".gone")
+    write(b"broken", 10**9 + 1)
+    scored(spark, warehouse, model, folder)
+    (folder / ".gone").rename(mount)
+    write(old, 10**9)
+    healed, predictions = scored(spark, warehouse, model, folder)
+    assert (first.counts["inferred"], healed.counts["inferred"], healed.counts["scored"]) == (
+        2,
+        0,
+        2,
+    )
+    for name in ("away.png", "restored.png"):
+        rows = predictions.where(F.col("path").endswith(name)).orderBy("scored_at").collect()
+        assert [row.error is None for row in rows] == [True, False, True]
+        assert rows[2].probabilities == rows[0].probabilities
+    rerun, _ = scored(spark, warehouse, model, folder)
+    assert rerun.counts["skipped"] == 2
+
+
+def test_an_answer_that_is_no_distribution_is_an_error(
+    spark: SparkSession, warehouse: Warehouse, folder: Path, tmp_path: Path
+) -> None:
+    run, predictions = scored(
+        spark, warehouse, artifacts.save(tmp_path / "models", bias=float("nan")), folder / "a"
+    )
+    assert (run.counts["scored"], run.counts["errors"]) == (3, 3)
+    for row in predictions.collect():
+        said = (row.error, row.probabilities, row.predicted_label, row.confidence)
+        assert said == ("no_distribution", None, None, None)
+
+
 def test_a_file_that_may_be_half_written_is_left_for_the_next_run(
     spark: SparkSession, warehouse: Warehouse, model: Path, folder: Path
 ) -> None:
@@ -261,14 +307,15 @@ def test_an_ensemble_of_models_that_have_scored_all_needs_no_inference(
     assert by_name(errors).keys() == {"empty.png", "broken.jpg"}
 
 
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
 def test_the_models_are_loaded_once_a_worker_and_an_image_inferred_once(
-    spark: SparkSession, warehouse: Warehouse, model: Path, tmp_path: Path
+    spark: SparkSession, warehouse: Warehouse, model: Path, tmp_path: Path, engine: str
 ) -> None:
     for i in range(40):
         draw(tmp_path / "many" / f"{i}.png", i, size=40)
     fresh = tmp_path / "models" / model.name  # a folder that no worker has loaded yet
     shutil.copytree(model, fresh)
-    scoring = Scoring((load_model(fresh),), commit_every=15)
+    scoring = Scoring((load_model(fresh),), commit_every=15, engine=engine)
     run, predictions = scored(spark, warehouse, scoring, aged(tmp_path / "many"))
     # Three pieces of two tasks, two workers at most.
     assert 1 <= run.counts["model_loads"] <= 2
@@ -280,21 +327,30 @@ def test_sigterm_ends_a_run_after_the_piece_at_work_and_a_rerun_goes_on_from_the
     spark: SparkSession, warehouse: Warehouse, model: Path, folder: Path
 ) -> None:
     scoring, run = Scoring((load_model(model),), commit_every=2), job.Run("score")
-    run.progress = lambda done, total, unit: run.sigterm()  # type: ignore[method-assign]
+    run.progress = lambda done, total, unit: done and run.sigterm()  # type: ignore[method-assign]
     listed = score_inputs.image_files([folder], [])
     with pytest.raises(job.Stopped):
         score.score(spark, warehouse, listed, scoring, run)
     assert run.counts["scored"] == warehouse.read(spark, "predictions").count() == 2
+    assert run.counts["left"] == 4
     rerun, predictions = scored(spark, warehouse, scoring, folder)
-    assert (rerun.counts["skipped"], rerun.counts["scored"]) == (2, 4)
+    assert (rerun.counts["skipped"], rerun.counts["scored"], rerun.counts["left"]) == (2, 4, 0)
     assert len(by_name(predictions)) == predictions.count() == 6
+    # Rescoring begins with what was scored longest ago, so it gets further if it is stopped again.
+    for rows_of_images in ({1: 4, 2: 2}, {1: 2, 2: 4}):
+        again = job.Run("score")
+        again.progress = lambda done, *_, run=again: done and run.sigterm()  # type: ignore
+        with pytest.raises(job.Stopped):
+            score.score(spark, warehouse, listed, replace(scoring, rescore=True), again)
+        rows = delta.read_rows(warehouse.path("predictions"), ["image_id"])
+        assert Counter(Counter(row["image_id"] for row in rows).values()) == rows_of_images
 
 
 def test_pieces_keep_to_the_time_that_is_left_at_the_pace_seen(
     spark: SparkSession, warehouse: Warehouse, model: Path
 ) -> None:
     run = job.Run("score")
-    writer = Writer(spark, warehouse, ["m"], run.run_id)
+    writer = Writer(warehouse, ["m"], run.run_id)
     one_pass = score.Pass(spark, Scoring((load_model(model),)), [], writer, run)
     first = one_pass.images_of_a_piece()
     assert first == score.FIRST_PIECE_OF_A_CORE * 2
@@ -405,6 +461,18 @@ def test_a_dicom_file_is_known_by_its_uids_and_nothing_else_of_its_patient(
         assert row.study_instance_uid == made.StudyInstanceUID
         for secret in (made.PatientID, str(made.PatientName), made.StudyDate):
             assert secret not in str(row)
+    # A content that was scored from the images table has no UIDs there: the file itself has.
+    made.SOPInstanceUID = "1.2.3.5"
+    made.save_as(tmp_path / "in" / "other.dcm")
+    os.utime(tmp_path / "in" / "other.dcm", (0, 10**9))
+    content = facts_of_file(str(tmp_path / "in" / "other.dcm"), Preprocessing()).content_sha256
+    curated_row = rows[0].asDict(recursive=True) | {"images_version": 1, "content_sha256": content}
+    curated_row |= {"image_id": "own:other.dcm", "sop_instance_uid": None}
+    warehouse.append_rows("predictions", [curated_row | {"study_instance_uid": None}])
+    run, predictions = scored(spark, warehouse, model, tmp_path / "in")
+    assert (run.counts["scored"], run.counts["inferred"]) == (1, 0)
+    (row,) = predictions.where(F.col("path").endswith("other.dcm")).collect()
+    assert (row.sop_instance_uid, row.study_instance_uid) == ("1.2.3.5", "1.2.3")
 
 
 def test_a_table_made_before_it_had_all_columns_gets_them(

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from cxr_spark import score_inputs
+from cxr_spark import job, score, score_inputs
 from cxr_spark.artifact import load_card
+from cxr_spark.delta import NoSuchVersion
 from cxr_spark.score_inputs import ScoreInputError
+from cxr_spark.scoring import Scoring, load_model
 from cxr_spark.sources import SourceError
 from cxr_spark.tables import Warehouse
 from tests import artifacts
@@ -55,6 +57,20 @@ def test_lists_name_files_absolutely_or_from_their_own_folder(kind: str, folder:
     assert listed["name"].to_pylist() == paths
     assert listed["reason"].to_pylist() == [None, None, "missing_file"]
     assert listed["path"].to_pylist()[1] == f"{folder}/deep/er/b.jpg"
+
+
+def test_a_path_that_no_file_can_have_is_a_row_with_a_reason(folder: Path) -> None:
+    paths = ["in/a.png", "in/a.png\0", "x" * 300]
+    listed = score_inputs.image_files([], [_write("parquet", folder, paths)])
+    assert listed["reason"].to_pylist() == [None, "unreadable", "unreadable"]
+    assert len(set(listed["image_id"].to_pylist())) == 3
+
+
+def test_a_list_keeps_its_rows_and_their_names(folder: Path) -> None:
+    place = _write("csv", folder, ["in/a.png", "./in/a.png", "in/c.png"])
+    listed = score_inputs.image_files([folder], [place])
+    assert listed["name"].to_pylist()[3:] == ["in/a.png", "./in/a.png", "in/c.png"]
+    assert listed["image_id"].to_pylist()[3:5] == [f"file:{folder}/a.png"] * 2
 
 
 @pytest.mark.parametrize(
@@ -103,3 +119,32 @@ def test_curated_images_of_another_preprocessing_are_refused(
     other = load_card(artifacts.save(tmp_path, size=32))
     with pytest.raises(ScoreInputError, match="--image-size"):
         score_inputs.curated_images(warehouse, *at, split="all", card=other)
+
+
+def test_an_older_version_of_the_images_is_listed_as_it_was(tmp_path: Path) -> None:
+    model = load_model(artifacts.save(tmp_path / "models", size=32))
+    warehouse, now = Warehouse(tmp_path / "warehouse"), datetime.now(UTC)
+
+    def curate(number: int) -> dict[str, int]:
+        known = {"image_id": f"own:{number}.png", "run_id": str(number)}
+        file = known | {"path": f"/{number}"}
+        image = known | {"split": "test", "preprocessing": model.card.preprocessing_fingerprint}
+        versions = {
+            "images": warehouse.append_rows("images", [image]),
+            "images_raw": warehouse.append_rows("images_raw", [file]),
+        }
+        run = {"run_id": str(number), "job": "curate", "status": "finished", "exit_code": 0}
+        run |= {"started_at": now, "finished_at": now + timedelta(number)}
+        warehouse.append_rows("runs", [run | {"versions_written": versions}])
+        return versions
+
+    first, _ = [curate(number) for number in range(2)]
+    run = job.Run("score")
+    listed = score.list_images(warehouse, Scoring((model,)), run, "test", first["images"])
+    assert listed.select(["image_id", "path", "images_version"]).to_pylist() == [
+        {"image_id": "own:0.png", "path": "/0", "images_version": first["images"]}
+    ]
+    assert run.versions_read == first
+    assert len(score.list_images(warehouse, Scoring((model,)), run, "test", None)) == 2
+    with pytest.raises(NoSuchVersion, match="never published"):
+        score.list_images(warehouse, Scoring((model,)), run, "test", 7)

@@ -1,10 +1,16 @@
 """Which files become images: the order of reasons, the label policies, the caps."""
 
+from datetime import UTC, datetime
+from typing import Any
+
 from pyspark.sql import SparkSession
 
-from cxr_spark import selection
-from cxr_spark.selection import Policy
+from cxr_spark import selection, tables
+from cxr_spark.images import Preprocessing
+from cxr_spark.selection import Policy, curate_files, selection_of
 from cxr_spark.splits import Ratios
+
+BEFORE, NOW = datetime(2026, 1, 1), datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def test_labels_follow_the_order_of_precedence(spark: SparkSession) -> None:
@@ -65,3 +71,61 @@ def test_splits_are_kept_only_from_runs_of_the_same_rule() -> None:
     assert not Policy().splits_as(arguments)
     assert not Policy(split_policy="hash", ratios=Ratios(0.7, 0.2, 0.1)).splits_as(arguments)
     assert not Policy().splits_as({})
+
+
+def test_the_selection_of_a_run_is_read_from_its_arguments() -> None:
+    selected = {"nih": ("Edema", "Effusion"), "mercy": ("Covid",)}
+    assert selection_of(Policy(selected).to_text()) == selected
+    assert selection_of({}) == {}
+
+
+def raw(image_id: str, picture: str, **known: Any) -> dict[str, Any]:
+    """A row of images_raw; each file is a content of its own."""
+    row = {"image_id": image_id, "source": image_id.split(":")[0], "path": f"/{image_id}"}
+    row |= {"content_sha256": image_id, "pixel_sha256": picture, "raw_labels": ["Covid"]}
+    return row | known
+
+
+def test_a_copy_that_is_not_kept_still_says_where_its_picture_belongs(spark: SparkSession) -> None:
+    files = [
+        raw("covid:480", "P"),  # new, and kept before 481 by its name
+        raw("covid:481", "P"),
+        raw("nih:listed", "Q", official_split="test"),
+        raw("nih:short", "Q", path="/short"),
+        raw("nih:a patient's other", "R", patient_id="7", raw_labels=["Edema"]),
+        raw("nih:a patient's", "S", patient_id="7", raw_labels=["Edema"]),
+        raw("mercy:copy", "S", raw_labels=["Edema"]),
+        raw("covid:moves", "T"),
+        raw("nih:moves it", "T", official_split="test"),
+    ]
+    schemas = [tables.schema(name) for name in ("images_raw", "near_duplicates", "images")]
+    recorded = [
+        {"image_id": "covid:481", "pixel_sha256": "P", "split": "test", "split_since": BEFORE},
+        {"image_id": "mercy:copy", "pixel_sha256": "S", "split": "val", "split_since": BEFORE},
+        {"image_id": "covid:moves", "pixel_sha256": "T", "split": "train", "split_since": BEFORE},
+    ]
+    frames = [
+        spark.createDataFrame(rows, schema)
+        for rows, schema in zip((files, [], recorded), schemas, strict=True)
+    ]
+    policy = Policy({}, ratios=Ratios(1.0, 0.0, 0.0))
+    curated = curate_files(*frames, policy, Preprocessing(), NOW)
+    images = {row.image_id: row for row in curated.images.collect()}
+    assert {name: row.split for name, row in images.items()} == {
+        "covid:480": "test",
+        "nih:short": "test",
+        "nih:a patient's other": "val",
+        "nih:a patient's": "val",
+        "nih:moves it": "test",
+    }
+    # The picture has been in test since then, whoever shows it: nothing has moved.
+    kept = images["covid:480"]
+    assert (kept.recorded_split, kept.split_since) == ("test", BEFORE)
+    moved = {name for name, row in images.items() if row.recorded_split not in (None, row.split)}
+    assert moved == {"nih:moves it"}
+    assert {row.image_id for row in curated.rejects.collect()} == {
+        "covid:481",
+        "nih:listed",
+        "mercy:copy",
+        "covid:moves",
+    }

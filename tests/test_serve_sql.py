@@ -25,6 +25,7 @@ from thrift.Thrift import TApplicationException
 from cxr_spark import sql_server, sql_users
 from cxr_spark.sql_metadata import METADATA
 from cxr_spark.tables import Warehouse
+from tests import words
 from tests.test_sql import REFUSED
 
 SERVE = Path(__file__).resolve().parent.parent / "jobs" / "serve_sql.py"
@@ -71,7 +72,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     sql_users.add(users, "ann", PASSWORD)
     options = ("--users", users, "--max-rows", 1000, "--max-seconds", 60)
     process = start(folder, "--warehouse", warehouse, "--port", 0, *options)
-    port = int(read_until(process, "ready: jdbc:hive2").split(":")[-1].split("/")[0])
+    ready = read_until(process, "ready: jdbc:hive2")
+    assert words.bare(ready, "serve_sql") == words.shown("serve_sql")
+    port = int(ready.split(":")[-1].split("/")[0])
     yield Serving(process, port, warehouse, folder)
     process.terminate()
     stdout, _ = process.communicate(timeout=60)

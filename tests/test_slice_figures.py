@@ -43,24 +43,80 @@ def found(given: ScoredRows) -> dict[tuple[str, str], Figure]:
     return figures(given)
 
 
-def test_figures_over_all_classes_agree_with_scikit_learn(
-    given: ScoredRows, found: dict[tuple[str, str], Figure]
-) -> None:
+def rounded(given: ScoredRows) -> ScoredRows:
+    """Probabilities in steps of a tenth, so that most rows and classes tie with others."""
+    steps = np.round(given.probabilities, 1) + 0.1
+    return replace(given, probabilities=steps / steps.sum(axis=1, keepdims=True))
+
+
+def sharpened(given: ScoredRows) -> ScoredRows:
+    """Probabilities of 0 and 1, some of them wrong."""
+    return replace(given, probabilities=np.eye(9)[given.probabilities.argmax(axis=1)])
+
+
+CASES = {
+    "smooth": rows(),
+    "ties": rounded(rows()),
+    "extreme": sharpened(rows()),
+    "absent": rows(absent=2),
+    "absent and ties": rounded(rows(absent=2)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_figures_over_all_classes_agree_with_scikit_learn(case: str) -> None:
+    given = CASES[case]
+    found = figures(given)
     p, y = given.probabilities, given.label_index
     predicted = p.argmax(axis=1)
+    there = np.unique(y)
+    truth = np.eye(9)[y]
     expected = {
-        "cce": judge.log_loss(y, p, labels=ALL),
+        "cce": judge.log_loss(y, np.clip(p, metrics.SMALLEST_PROBABILITY, 1), labels=ALL),
         "accuracy": judge.accuracy_score(y, predicted),
-        "balanced_accuracy": judge.balanced_accuracy_score(y, predicted),
-        "f1": judge.f1_score(y, predicted, average="macro"),
-        "auroc": judge.roc_auc_score(y, p, multi_class="ovr", average="macro"),
-        "average_precision": judge.average_precision_score(np.eye(9)[y], p, average="macro"),
-        "brier": ((p - np.eye(9)[y]) ** 2).sum(axis=1).mean(),
+        # Over the classes that occur, whether or not another was predicted.
+        "balanced_accuracy": judge.recall_score(y, predicted, labels=there, average="macro"),
+        # An absent class that was predicted has an F1, 0, and one that was not has none.
+        "f1": judge.f1_score(
+            y, predicted, labels=np.union1d(there, predicted), average="macro", zero_division=0
+        ),
+        "auroc": np.mean([judge.roc_auc_score(truth[:, i], p[:, i]) for i in there]),
+        "average_precision": np.mean(
+            [judge.average_precision_score(truth[:, i], p[:, i]) for i in there]
+        ),
+        "brier": sum(judge.brier_score_loss(truth[:, i], p[:, i], pos_label=1) for i in ALL),
         "ece": metrics.ece(p, y),
     }
     for metric, value in expected.items():
         assert found["all", metric].value == pytest.approx(value, **CLOSE), metric
         assert found["all", metric].n == len(given)
+
+
+def test_the_share_of_the_gain_is_that_of_the_losses_and_has_an_interval() -> None:
+    given = rows()
+    prior, source_only = np.full((300, 9), 1 / 9), 0.8 * given.probabilities + 0.2 / 9
+    guesses = {"cce_prior": prior, "cce_source_only": source_only}
+    found = {f[1:3]: f for f in slice_figures("all", given, guesses)}
+    share = found["all", "source_share_of_gain"]
+    losses = [found["all", name].value for name in ("cce_prior", "cce_source_only", "cce")]
+    expected = (losses[0] - losses[1]) / (losses[0] - losses[2])
+    assert (share.value, share.n) == (pytest.approx(expected), 300)
+    assert 0 < share.ci_low < share.value < share.ci_high < 2
+    # Where the prior itself is judged, there is no gain to share.
+    nothing = slice_figures("all", replace(given, probabilities=prior), guesses)
+    assert [f[3:6] for f in nothing if f.metric == share.metric] == [(None, None, None)]
+    assert share.metric not in {metric for _, metric in figures(given)}
+
+
+def test_what_is_not_defined_is_told_apart_from_what_is_too_small() -> None:
+    alone = rows(40).where(np.zeros(40, dtype=int))
+    of_one_class = {f.metric: f for f in slice_figures("source=covid", alone, {})}
+    assert (of_one_class["auroc"].value, of_one_class["auroc"].lack) == (None, "undefined")
+    assert of_one_class["accuracy"].lack is None
+    small = {f.metric: f for f in slice_figures("sex=F", alone.where(np.arange(40) < 19), {})}
+    assert small["cce"].lack == small["auroc"].lack == "too few"
+    absent = figures(rows(19, absent=2))
+    assert absent["Covid", "auroc"].lack == absent["Covid", "cce"].lack == "undefined"
 
 
 def test_figures_of_a_class_agree_with_scikit_learn(

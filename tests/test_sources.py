@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_spark import sources_nih
+from cxr_spark import listing, sources_nih
 from cxr_spark.labels import canonical_label
 from cxr_spark.sources import Box, ListedFile, SourceError, list_folder, list_source
 
@@ -242,6 +242,12 @@ def test_a_folder_without_the_nih_table_says_what_was_expected(tmp_path):
         list_source("nih", tmp_path)
 
 
+def test_a_table_without_rows_beside_no_image_is_an_error(tmp_path):
+    nih(tmp_path)
+    with pytest.raises(SourceError, match="no image, and no row in its table"):
+        list_source("nih", tmp_path)
+
+
 def test_a_table_without_a_column_names_it_and_those_there(tmp_path):
     nih(tmp_path, "a.png,Edema", header="Image Index,Finding Labels")
     with pytest.raises(
@@ -365,6 +371,46 @@ def test_tuberculosis_is_listed_without_its_metadata(tmp_path):
     write(top / "README.md.txt")
     file = one("tuberculosis", tmp_path)
     assert (file.raw_labels, file.folder_split) == (["No Finding"], None)
+
+
+@pytest.mark.parametrize("folder", ["", "images/", "Train/"])
+def test_in_one_folder_the_names_of_files_give_their_labels(tmp_path, folder):
+    names = {
+        "covid": {
+            "COVID19(566).jpg": "Covid",
+            "covid19 (3).png": "Covid",
+            "NORMAL2-IM-0115-0001.jpeg": "No Finding",
+            "person1_virus_6.jpeg": "Pneumonia",
+            "Tuberculosis-12.png": "Tuberculosis",
+        },
+        "pneumonia": {
+            "IM-0115-0001.jpeg": "No Finding",
+            "person1_bacteria_1_1.jpeg": "Pneumonia",
+        },
+        "tuberculosis": {"Normal-7.png": "No Finding", "Tuberculosis-7.png": "Tuberculosis"},
+    }
+    for source, known in names.items():
+        for name in known:
+            write(tmp_path / source / folder / name)
+        files = list(list_source(source, tmp_path / source))
+        assert {os.path.basename(file.path): file.raw_labels for file in files} == {
+            name: [label] for name, label in known.items()
+        }
+        assert {file.folder_split for file in files} == {"train" if folder == "Train/" else None}
+
+
+def test_a_name_counts_only_where_the_folder_says_nothing(tmp_path):
+    write(tmp_path / "Normal/Tuberculosis-1.png")
+    write(tmp_path / "set aside/Tuberculosis-2.png")
+    write(tmp_path / "COVID19(3).png")  # no class of this source
+    write(tmp_path / "other.png")
+    labels = {key: file.raw_labels for key, file in listed("tuberculosis", tmp_path).items()}
+    assert labels == {
+        "tuberculosis:COVID19(3).png": [],
+        "tuberculosis:Normal/Tuberculosis-1.png": ["No Finding"],
+        "tuberculosis:other.png": [],
+        "tuberculosis:set aside/Tuberculosis-2.png": ["set aside"],
+    }
 
 
 def test_an_unknown_folder_is_listed_under_its_name(tmp_path):
@@ -536,6 +582,21 @@ def test_size_and_modification_time_are_the_files_own_to_the_microsecond(tmp_pat
     file = one("tuberculosis", tmp_path)
     assert file.size_bytes == 5
     assert file.modified_at == datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "moment"),
+    [(10**21, datetime(9999, 12, 31, tzinfo=UTC)), (-(10**21), datetime(1, 1, 2, tzinfo=UTC))],
+)
+def test_a_time_that_no_calendar_has_becomes_the_nearest_that_it_has(
+    tmp_path, monkeypatch, nanoseconds, moment
+):
+    path = write(tmp_path / "Normal/a.png")
+    fields = list(path.stat())
+    monkeypatch.setattr(
+        listing.os, "stat", lambda path: os.stat_result(fields, {"st_mtime_ns": nanoseconds})
+    )
+    assert listing._found(str(path), "a.png").modified_at == moment
 
 
 def test_listing_reads_no_file(tmp_path):

@@ -7,7 +7,8 @@ from pyspark.sql import SparkSession
 
 from cxr_spark.splits import Ratios, SplitError, assign_splits
 
-RECORDED = "image_id string, split string, split_since timestamp"
+IMAGES = "image_id string, group_id string, official_split string, pixel_sha256 string"
+RECORDED = "image_id string, split string, split_since timestamp, pixel_sha256 string"
 
 
 def _splits(
@@ -17,10 +18,11 @@ def _splits(
     policy: str = "official",
     recorded: list[tuple[str, str, datetime]] | None = None,
 ) -> dict:
-    """The split of each group of images `group_id:number`."""
-    named = [(f"{group}:{i}", group, official) for i, (group, official) in enumerate(rows)]
-    images = spark.createDataFrame(named, "image_id string, group_id string, official_split string")
-    known = spark.createDataFrame(recorded or [], RECORDED)
+    """The split of each group of images `group_id:number`, whose pictures are named like them."""
+    names = [f"{group}:{i}" for i, (group, _) in enumerate(rows)]
+    named = [(name, *row, name) for name, row in zip(names, rows, strict=True)]
+    images = spark.createDataFrame(named, IMAGES)
+    known = spark.createDataFrame([(*record, record[0]) for record in recorded or []], RECORDED)
     found = assign_splits(images, ratios, policy, known).collect()
     by_group: dict[str, set[str]] = {}
     for row in found:
@@ -81,6 +83,25 @@ def test_a_merged_group_keeps_what_is_recorded(
 def test_the_official_test_list_wins_over_what_is_recorded(spark: SparkSession) -> None:
     known = [("g:0", "train", datetime(2026, 1, 1))]
     assert _splits(spark, [("g", None), ("g", "test")], Ratios(), recorded=known) == {"g": "test"}
+
+
+def test_a_record_goes_with_the_picture_and_else_with_the_name(spark: SparkSession) -> None:
+    # b was renamed from a, c has another picture than before, d took the place and name of c's.
+    images = [(name, name, None, picture) for name, picture in ("bA", "cX", "dC", "eE")]
+    day = datetime(2026, 1, 1)
+    known = [("a", "test", day, "A"), ("c", "val", day, "C"), ("d", "train", day, "D")]
+    found = assign_splits(
+        spark.createDataFrame(images, IMAGES),
+        Ratios(1.0, 0.0, 0.0),
+        "official",
+        spark.createDataFrame(known, RECORDED),
+    ).collect()
+    assert {row.image_id: (row.split, row.recorded_split, row.recorded_since) for row in found} == {
+        "b": ("test", "test", day),
+        "c": ("val", "val", day),
+        "d": ("val", "val", day),
+        "e": ("train", None, None),
+    }
 
 
 @pytest.mark.parametrize("text", ["0.8,0.2", "a,b,c", "", "0.8;0.1;0.1", "nan,0.5,0.5"])

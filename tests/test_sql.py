@@ -5,6 +5,8 @@ import signal
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
@@ -497,6 +499,23 @@ def test_a_folder_without_tables_and_versions_that_do_not_exist_are_refused(
         sql.require_readable(warehouse, {"images": 7})
     with pytest.raises(NoSuchTable):
         sql.require_readable(warehouse, {"predictions": 0})
+
+
+def test_work_that_no_cancelling_ends_is_ended_with_the_process_of_spark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = threading.Event()
+    process = SimpleNamespace(terminate=ended.set, wait=lambda seconds: None)
+    monkeypatch.setattr(sql, "jvm_process", lambda: process)
+    monkeypatch.setattr(sql, "GRACE_SECONDS", 0.1)
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(cancelAllJobs=lambda: None))
+
+    def plan() -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ended.wait()
+
+    with pytest.raises(sql.SparkEnded, match="the query went on"):
+        sql.interruptible(spark, plan)
 
 
 def test_ctrl_c_ends_the_work_of_spark_and_the_session_goes_on(spark: SparkSession) -> None:

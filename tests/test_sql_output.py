@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from cxr_spark import sql_output
+from cxr_spark import arrow_batches, sql_output
 from cxr_spark.sql_errors import InvalidQuery
 
 Written = tuple[str, list[str]]
@@ -202,6 +202,29 @@ def test_row_groups_end_by_their_bytes(
     sql_output.write_file(spark.range(0, 4096, 1, 1), "parquet", path, print)
     groups = pq.ParquetFile(path).metadata
     assert groups.num_rows == 4096 and 2 < groups.num_row_groups < 8
+
+
+def test_binary_columns_come_in_batches_of_bounded_bytes(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = spark.range(0, 20, 1, 1).selectExpr("id", "CAST(id AS STRING) AS text")
+    with_pixels = result.selectExpr("id", "struct(CAST(text AS BINARY) AS pixels) AS image")
+    assert [len(batch) for batch in sql_output._arrow_batches(result)] == [20]
+    assert [len(batch) for batch in sql_output._arrow_batches(with_pixels)] == [4] * 5
+    monkeypatch.setattr(arrow_batches, "LARGEST_IMAGE_BYTES", 1 << 40)
+    batches = list(sql_output._arrow_batches(with_pixels))
+    assert [len(batch) for batch in batches] == [1] * 20
+    assert [batch["id"][0].as_py() for batch in batches] == list(range(20))
+    assert spark.conf.get(arrow_batches.SETTING) == "256"
+
+
+def test_images_of_any_size_come_in_batches_of_bounded_bytes(spark: SparkSession) -> None:
+    images = spark.createDataFrame([(4096,), (64,)], "image_size int")
+    assert arrow_batches.pixels_bytes(images) == 4096**2
+    assert arrow_batches.pixels_bytes(images.where("image_size > 5000")) == 0
+    for side, rows in ((4096, "4"), (512, "256"), (1024, "64"), (20_000, "1")):
+        with arrow_batches.bounded(spark, side**2):
+            assert spark.conf.get(arrow_batches.SETTING) == rows
 
 
 def test_a_type_that_parquet_has_no_form_for_is_named(spark: SparkSession, tmp_path: Path) -> None:

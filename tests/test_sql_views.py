@@ -3,7 +3,9 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from cxr_spark import sql, sql_gate, sql_views
@@ -244,6 +246,30 @@ def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_refused
 ) -> None:
     with pytest.raises(InvalidQuery, match=message):
         views.query(query, values)
+
+
+def test_a_query_for_one_day_reads_no_row_group_of_another(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    warehouse = Warehouse(tmp_path)
+    scored = [prediction(f"of day {number}", "m", "Covid", number) for number in (1, 2, 3)]
+    warehouse.append_rows("predictions", scored)
+    (file,) = warehouse.files("predictions")
+    pq.write_table(pq.ParquetFile(file.path).read(), file.path, row_group_size=1)
+    footer, content = pq.read_metadata(file.path), bytearray(Path(file.path).read_bytes())
+    for group in (footer.row_group(0), footer.row_group(2)):
+        for column in map(group.column, range(group.num_columns)):
+            begin = column.dictionary_page_offset or column.data_page_offset
+            content[begin : begin + column.total_compressed_size] = bytes(
+                column.total_compressed_size
+            )
+    Path(file.path).write_bytes(content)
+    views = sql.Views(spark, warehouse, {}, Notes())
+    query = "SELECT image_id FROM predictions"
+    of_a_day = f"{query} WHERE scored_at >= '2026-01-02' AND scored_at < '2026-01-03'"
+    assert rows(views, of_a_day) == [("of day 2",)]
+    with pytest.raises(Py4JJavaError, match="parquet"):
+        rows(views, query)
 
 
 def test_a_query_for_one_model_version_opens_no_file_of_another(

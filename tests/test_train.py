@@ -21,7 +21,7 @@ from cxr_spark.run import Run
 from cxr_spark.tables import NoSuchVersion, NothingPublished, Warehouse
 from cxr_spark.train import TrainingFailed, TrainInputError, TrainOptions, plan_run, train
 from cxr_spark.training_plan import Fitted
-from cxr_spark.training_run import begin
+from cxr_spark.training_run import TrainingRun, begin
 
 SIZE = 32
 PREPROCESSING = Preprocessing(size=SIZE)
@@ -68,6 +68,7 @@ class Trained(NamedTuple):
     folder: Path
     run: Run
     stdout: str
+    stderr: str
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,12 @@ def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Tr
     publish(spark, warehouse, {"train": 45, "val": 30, "test": 9})
     publish(spark, warehouse, {"train": 20})
     options = TrainOptions(epochs=2, workers=2, batch_size=16, images_version=1, seed=7)
-    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+    run.quiet = True
+    streams = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         folder = train(spark, warehouse, root / "models", options, run)
-    return Trained(warehouse, root / "models", folder, run, stdout.getvalue())
+    told = (stream.getvalue() for stream in streams)
+    return Trained(warehouse, root / "models", folder, run, *told)
 
 
 @pytest.fixture
@@ -167,6 +171,10 @@ def test_the_artifact_and_what_tells_of_the_run_are_left_and_stdout_is_silent(
     assert trained.stdout == ""
 
 
+def test_of_a_quiet_run_the_ranks_tell_nothing_either(trained: Trained) -> None:
+    assert "images/s" not in trained.stderr
+
+
 def test_a_warehouse_where_nothing_is_published_is_refused(
     spark: SparkSession, warehouse: Warehouse, nothing_left: Path
 ) -> None:
@@ -231,23 +239,27 @@ def test_a_rank_that_fails_ends_the_run_with_its_traceback_and_no_model(
     assert not warehouse.exists("models")
 
 
-def test_a_kill_between_artifact_and_row_is_completed_by_resume(
+def test_a_kill_after_artifact_row_or_summary_is_completed_by_resume(
     spark: SparkSession, warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(spark, warehouse, {"train": 9, "val": 9})
     models, first = tmp_path / "models", Run("train")
     plan, _ = plan_run(warehouse, OPTIONS, first)
     fitted = Fitted(0.5, 0.2, 1.0, [1] * 9, [1 / 9] * 9, [{"step": 1}], 1, 9, 2.0, 2.1, 0.1)
-    begin(models, plan).keep_fitted(b"weights", b"onnx", fitted)
+    unfinished = begin(models, plan, initial=b"weights")
+    unfinished.keep_fitted(b"weights", b"onnx", fitted)
 
     def killed(*arguments: object, **options: object) -> int:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Warehouse, "append_rows", killed)
-        train(spark, warehouse, models, OPTIONS, Run("train"), resume=True)
+    for owner, step in ((Warehouse, "append_rows"), (TrainingRun, "finish"), (TrainingRun, "tidy")):
+        run = Run("train")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(owner, step, killed)
+            train(spark, warehouse, models, OPTIONS, run, resume=True)
+        run.release()
     (saved,) = models.glob("[!.]*")
-    for _ in range(2):  # the second time it has finished, and tells its summary again
+    for _ in range(2):  # it has finished, and tells its summary again
         run = Run("train")
         assert train(spark, warehouse, models, OPTIONS, run, resume=True) == saved
         assert run.extra["model_version"] == saved.name
@@ -255,3 +267,4 @@ def test_a_kill_between_artifact_and_row_is_completed_by_resume(
     assert list(models.glob("[!.]*")) == [saved]
     (row,) = warehouse.read(spark, "models").collect()
     assert (row.model_version, row.run_id) == (saved.name, first.run_id)
+    assert {path.name for path in unfinished.folder.iterdir()} == {"plan.json", "summary.json"}

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def no_rank_left(models: Path) -> Iterator[None]:
     wait_until(lambda: ranks_of(models) == [], 10)
 
 
+def test_models_that_is_no_folder_is_refused_before_spark_starts(
+    curated: tuple[Path, object], models: Path
+) -> None:
+    models.touch()
+    done = run_job("train", "--warehouse", curated[0], "--models", models)
+    assert (done.exit_code, done.summary["status"]) == (2, "invalid")
+    assert f"{models} is no folder" in done.summary["error"]
+
+
 @pytest.mark.long
 def test_sigterm_stops_at_a_checkpoint_and_resume_goes_on(warehouse: Path, models: Path) -> None:
     running = long_run(warehouse, models).until_a_checkpoint()
@@ -141,7 +151,9 @@ def test_a_kill_of_the_process_group_leaves_no_rank_and_resume_completes(
 @pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_run_in_seconds(warehouse: Path, models: Path) -> None:
     running = long_run(warehouse, models).until_a_checkpoint()
+    began = time.monotonic()
     os.kill(ranks_of(models)[0], signal.SIGKILL)
     failed = running.ended()
+    assert time.monotonic() - began < 30
     assert (failed.exit_code, failed.summary["status"]) == (1, "failed")
-    assert "training failed in" in failed.summary["error"]
+    assert "training failed in rank-0: the system killed it" in failed.summary["error"]

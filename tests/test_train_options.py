@@ -26,6 +26,7 @@ OTHERS: dict[str, Any] = {
     "label_smoothing": 0.1,
     "ema": 0.9,
     "augment": False,
+    "flip": False,
     "imbalance": "sampling",
     "patience": 3,
     "precision": "bf16",
@@ -52,6 +53,7 @@ def test_the_command_line_has_every_option_with_its_default() -> None:
     assert OTHERS.keys() == {option.name for option in fields(TrainOptions)}
     words = [part for name, value in OTHERS.items() for part in word(name, value)]
     assert asdict(parsed(*words)) == OTHERS
+    assert parsed("--flip").flip
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,7 @@ def test_the_command_line_has_every_option_with_its_default() -> None:
         (["--clip", "0"], "clip is 0.0"),
         (["--checkpoint-every", "0"], "checkpoint_every is 0"),
         (["--freeze-backbone"], "freeze_backbone needs weights"),
+        (["--flip", "--no-augment"], "flip is a part of augment"),
     ],
 )
 def test_values_that_cannot_be_are_refused(words: list[str], message: str) -> None:

@@ -1,5 +1,7 @@
 """Statistics and evaluation are exact, over every row, in order; figures are those of metrics."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,13 @@ from cxr_spark.metrics import cce
 from cxr_spark.models import build_model
 from cxr_spark.ranks import Place
 from cxr_spark.training_plan import TrainingPlan
-from cxr_spark.validation import Logits, evaluate, train_statistics
+from cxr_spark.validation import (
+    Logits,
+    Statistics,
+    evaluate,
+    seconds_an_image,
+    train_statistics,
+)
 from tests.toys import SIZE, toy_images, toy_plan
 
 ALONE = Place()
@@ -38,6 +46,20 @@ def test_evaluation_is_over_every_row_in_the_order_of_the_files(plan: TrainingPl
     with torch.inference_mode():
         np.testing.assert_allclose(val.logits, model.eval()(inputs).numpy(), atol=1e-4)
     assert (val.labels == labels).all()
+
+
+def test_the_time_for_an_image_is_that_of_a_pass_after_the_first() -> None:
+    class Slow(torch.nn.Module):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training and torch.is_inference_mode_enabled()
+            self.calls += 1
+            time.sleep(0.5 if self.calls == 1 else 0.04)
+            return torch.zeros(len(images), 9)
+
+    pixels = torch.zeros(4, 1, SIZE, SIZE, dtype=torch.uint8)
+    assert 0.01 <= seconds_an_image(Slow(), pixels, Statistics(0.5, 0.2, [1] * 9)) < 0.1
 
 
 def test_figures_are_of_corrected_logits_and_none_where_undefined() -> None:
