@@ -61,7 +61,7 @@ def _kind(model: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def figures_of(points: Sequence[Point]) -> list[Figure]:
-    """CCE, accuracy, mean AUROC and calibration error of each model, and the images it learned from.
+    """CCE, accuracy, mean AUROC and calibration error of each model, and its train images.
 
     All models are judged on the rows that each of them has scored.
     """
