@@ -23,8 +23,9 @@ from cxr_spark.tables import Warehouse
 PIECE_SECONDS = 30.0
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 # Of the first piece, while nothing is known of the pace.
-FIRST_PIECE_OF_A_CORE = 16
-MOST_IMAGES_A_TASK, FEWEST_IMAGES_A_TASK = 64, 8
+FIRST_PIECE_OF_A_CORE = 32
+# A task reads the files of images that its share touches: small shares read them over and over.
+MOST_IMAGES_A_TASK, FEWEST_IMAGES_A_TASK = 256, 8
 
 
 def list_images(

@@ -48,12 +48,12 @@ MAY_IMPORT = {
     "deltalake": "delta commits maintenance",
     "petastorm": "reader",
     "great_expectations": "expectations data_docs",
-    "pyspark": """contracts delta staging file_statistics arrow_batches commits tables near_duplicates
-        leakage selection expectations ledger duplicates groups splits file_scan sql
-        sql_errors sql_output sql_parameters sql_rows sql_metadata sql_dialect
-        sql_engine sql_thrift ingest curate train score evaluate score_inputs scored
-        inference prediction_commits maintenance report session drift curation_facts
-        curation_report judged_images material glances explain explanations distribute""",
+    "pyspark": """contracts delta staging file_statistics arrow_batches commits tables
+        near_duplicates leakage selection expectations ledger duplicates groups splits file_scan
+        sql sql_errors sql_output sql_parameters sql_rows sql_metadata sql_dialect sql_engine
+        sql_thrift ingest curate train score evaluate score_inputs scored inference
+        prediction_commits maintenance report session drift curation_facts curation_report
+        judged_images material glances explain explanations distribute""",
     "onnx": "onnx_export",
     "onnxruntime": "engines",
     "TCLIService": "sql_rows sql_thrift",
