@@ -144,7 +144,8 @@ def test_a_rerun_of_score_scores_nothing(chain: Chain, warehouse: Warehouse) -> 
 def test_the_headline_stands_beside_its_baselines(
     spark: SparkSession, chain: Chain, warehouse: Warehouse
 ) -> None:
-    rows = warehouse.read(spark, "metrics").where("slice = 'all' AND class = 'all'").collect()
+    of_test = "split = 'test' AND slice = 'all' AND class = 'all'"
+    rows = warehouse.read(spark, "metrics").where(of_test).collect()
     metrics = {row.metric: row for row in rows}
     assert {*HEADLINE, "source_share_of_gain"} <= metrics.keys()
     for name in HEADLINE:
