@@ -112,13 +112,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("reader", READERS)
 def test_a_current_reader_reads_every_row_of_every_table(
-    spark: SparkSession, chain: Chain, python: Path, reader: str
+    spark: SparkSession, chain: Chain, python: Path, tmp_path: Path, reader: str
 ) -> None:
     warehouse = Warehouse(chain.warehouse)
     paths = [warehouse.path(name) for name in TABLES]
     without_spark = {k: v for k, v in os.environ.items() if "SPARK" not in k}
+    script = tmp_path / "read.py"  # by -c pyspark-client looks for a Spark of its own
+    script.write_text(READERS[reader] + READ)
     done = subprocess.run(
-        [python, "-c", READERS[reader] + READ, *paths],
+        [python, script, *paths],
         env=without_spark | {"TZ": "UTC"},
         capture_output=True,
         text=True,
