@@ -188,6 +188,7 @@ def test_a_new_file_is_appended_and_only_it_is_decoded(
     assert len(_contents(spark, warehouse, "images")) == 17
 
 
+@pytest.mark.long
 def test_what_is_written_and_audited_of_images_follows_the_change(
     warehouse: Warehouse, tmp_path: Path, run_curate: Curate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,6 +590,7 @@ def test_a_refused_audit_commits_nothing_and_names_rows(
     assert warehouse.published() == {}
 
 
+@pytest.mark.long
 def test_what_another_writer_commits_meanwhile_is_not_replaced(
     warehouse: Warehouse,
     folders: dict[str, Path],

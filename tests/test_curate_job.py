@@ -111,6 +111,7 @@ def _run(*options: str) -> job.Run:
     return run
 
 
+@pytest.mark.long
 def test_strict_refuses_what_the_audit_warned_of_be_it_new_or_published(
     spark: SparkSession, archive: Path, done: Finished, tmp_path: Path
 ) -> None:

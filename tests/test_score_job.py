@@ -144,6 +144,7 @@ def test_all_options_together_give_rows_a_submission_overlays_and_metrics(
     assert run["counts"]["scored"] == 5
 
 
+@pytest.mark.long
 def test_a_run_that_drifts_ends_with_exit_code_4_and_its_rows_there(
     models: list[Path], tmp_path: Path
 ) -> None:
