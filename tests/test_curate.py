@@ -449,6 +449,7 @@ def _ingested(
     return run, rows
 
 
+@pytest.mark.long
 def test_a_reason_of_listing_lasts_as_long_as_listing_gives_it(
     spark: SparkSession, warehouse: Warehouse, tmp_path: Path
 ) -> None:

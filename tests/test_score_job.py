@@ -176,6 +176,7 @@ def score_here(*options: object) -> job.Run:
     return run
 
 
+@pytest.mark.long
 def test_max_runtime_stops_a_run_that_goes_on_when_it_is_run_again(
     spark: SparkSession, models: list[Path], folder: Path, tmp_path: Path
 ) -> None:
