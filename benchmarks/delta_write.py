@@ -21,8 +21,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from cxr_spark import commits, staging
+from cxr_spark.contracts import Contract
 from cxr_spark.session import spark_session
-from cxr_spark.staging import Contract
 
 PARTITIONS = 8
 

@@ -13,7 +13,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cxr_spark import delta, staging
-from cxr_spark.staging import Contract, DeltaError, SchemaMismatch, Staged
+from cxr_spark.contracts import Contract, DeltaError, SchemaMismatch
+from cxr_spark.staging import Staged
 
 APPEND_ATTEMPTS = 10
 # What a writer must keep to, of which our files do: they have no deletions and nothing generated.

@@ -20,8 +20,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from cxr_spark import storage
+from cxr_spark.contracts import DeltaError
 from cxr_spark.file_scan import DataFile, scan
-from cxr_spark.staging import DeltaError, Staged
+from cxr_spark.staging import Staged
 
 READABLE_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
 

@@ -93,6 +93,30 @@ def evaluate(
     run.counts.update(of_split.counts)
     check_complete(of_split, material.score_command(model), allow_missing=allow_missing)
 
+    evaluation = _evaluation(
+        material, of_split, model, other, run, allow_missing=allow_missing, by_share=by_share
+    )
+    _append(warehouse, evaluation, run)
+    run.outputs["metrics"] = warehouse.path("metrics")
+    run.outputs.update({name: evaluation.figure(name).value for name in HEADLINE})
+    for line in table(evaluation):
+        run.say(line)
+    run.say(headline(evaluation))
+    return evaluation
+
+
+def _evaluation(
+    material: Material,
+    of_split: Judged,
+    model: dict[str, Any],
+    other: dict[str, Any] | None,
+    run: Run,
+    *,
+    allow_missing: bool,
+    by_share: bool,
+) -> Evaluation:
+    """All that is to be told of a model on the rows of its split; arguments as in `evaluate`."""
+    split = material.split
     seen = glances.read_glances(material.pictures, split, material.train_images())
     rows = scored_rows(of_split, glances.brightness(seen))
     if split != "test":  # what an official list says of test images is nothing to the others
@@ -101,13 +125,13 @@ def evaluate(
         None if other is None else _compare(material, rows, other, allow_missing=allow_missing)
     )
     curve = _learning_curve(material, rows, model, allow_missing) if by_share else []
-    others = {other: material.judged(other, model) for other in SEEN if other != split}
+    others = {name: material.judged(name, model) for name in SEEN if name != split}
     yardsticks = Yardsticks(
         train_counts(material.images),
         glances.border_only(seen, rows.image_id),
         _operating_points(material, others.get("val"), model, run),
     )
-    evaluation = Evaluation(
+    return Evaluation(
         model=model,
         split=split,
         images_version=material.images_version,
@@ -123,18 +147,11 @@ def evaluate(
         comparison=comparison,
         learning_curve=curve,
         other_splits={
-            other: figures_of_split(scored_rows(rows_there), yardsticks.train_counts)
-            for other, rows_there in others.items()
+            name: figures_of_split(scored_rows(rows_there), yardsticks.train_counts)
+            for name, rows_there in others.items()
             if rows_there.is_complete
         },
     )
-    _append(warehouse, evaluation, run)
-    run.outputs["metrics"] = warehouse.path("metrics")
-    run.outputs.update({name: evaluation.figure(name).value for name in HEADLINE})
-    for line in table(evaluation):
-        run.say(line)
-    run.say(headline(evaluation))
-    return evaluation
 
 
 def _find_models(

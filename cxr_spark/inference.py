@@ -106,17 +106,14 @@ def score_share(batches: Iterator[pa.RecordBatch], plan: Plan) -> Iterator[pa.Re
     """
     isolation.settle_worker()
     schema = found_schema(len(plan.models))
-    numbers = [number for batch in batches for number in batch["id"].to_pylist()]
     through = engines.in_turn
     if engines.resolve(plan.engine) == "torch":
         through = engines.decoding_ahead
         for model in range(len(plan.models)):  # not beside decoding, whose memory is limited
             _loaded(model, plan)
-    for number in numbers:
+    for start, rows in _shares(batches, plan.piece, plan.bounds):
         infer = partial(_infer, plan=plan, seen={})
-        start, end = plan.bounds[number], plan.bounds[number + 1]
-        rows = plan.piece.slice(start, end - start).to_pylist()
-        numbered = [row | {"number": start + at} for at, row in enumerate(rows)]
+        numbered: list[Row] = [{**row, "number": start + at} for at, row in enumerate(rows)]
         for images, answers in through(_decoded(numbered, plan), infer):
             told = [_told(image, answers, plan) for image in images]
             yield pa.RecordBatch.from_pylist(told, schema)
@@ -161,14 +158,22 @@ def read_share(
         stands for the image_id.
     """
     isolation.settle_worker()
-    for number in (number for batch in batches for number in batch["id"].to_pylist()):
-        rows = piece.slice(bounds[number], bounds[number + 1] - bounds[number]).to_pylist()
+    for _, rows in _shares(batches, piece, bounds):
         found = [
             {"image_id": facts.content_sha256, "pixels": facts.pixels}
             for row, facts in _images(rows, preprocessing, _never)
             if facts.pixels is not None and facts.content_sha256 == row["content_sha256"]
         ]
         yield pa.RecordBatch.from_pylist(found, PIXELS)
+
+
+def _shares(
+    batches: Iterator[pa.RecordBatch], piece: pa.Table, bounds: list[int]
+) -> Iterator[tuple[int, list[Row]]]:
+    """The shares of the piece that a task is to do: where each begins, and its rows."""
+    for number in (number for batch in batches for number in batch["id"].to_pylist()):
+        start, end = bounds[number], bounds[number + 1]
+        yield start, piece.slice(start, end - start).to_pylist()
 
 
 def _never(row: Row, content: str) -> bool:

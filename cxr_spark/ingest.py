@@ -23,6 +23,7 @@ from cxr_spark.file_scan import scan
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
 from cxr_spark.manifest import list_manifest
+from cxr_spark.reasons import UNREAD_UNTIL_CHANGED
 from cxr_spark.run import Run
 from cxr_spark.sources import ListedFile, list_source
 from cxr_spark.tables import Warehouse
@@ -34,8 +35,6 @@ MOST_FILES_A_TASK, FEWEST_FILES_A_TASK = 256, 16
 PART_BYTES = 16 << 20
 # An image_id with this size and time is the same file as when it was read.
 SAME_FILE = ("image_id", "size_bytes", "modified_at")
-# Refused by their size, so their content has no hash; other unread files are tried each time.
-UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
 # The only one that a file may have that has been read before.
 REASON_OF_LISTING = "not_in_manifest"
 FACTS = ("format", "width", "height", "mode", "bits", "pixel_sha256", "perceptual_hash")

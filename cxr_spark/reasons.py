@@ -36,3 +36,6 @@ COPY_REASONS: dict[str, str] = {
 
 REASONS: dict[str, str] = FILE_REASONS | LABEL_REASONS | COPY_REASONS
 """All reasons with what each means: a rejected file has the first that applies."""
+
+UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
+"""Refused by their size, so their content has no hash; other unread files are tried each time."""

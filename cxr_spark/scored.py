@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cxr_spark import delta, tables
 from cxr_spark.labels import CLASS_COLUMNS
+from cxr_spark.reasons import UNREAD_UNTIL_CHANGED
 from cxr_spark.tables import Warehouse
 
 # A file with these is the same as when it was scored.
@@ -17,8 +18,6 @@ STATE = ("size_bytes", "modified_at", "image_id")
 UIDS = ("sop_instance_uid", "study_instance_uid")
 OF_CONTENT = ("content_sha256", "probabilities", *UIDS)
 COLUMNS = (*STATE, *OF_CONTENT, "images_version", "error", "scored_at")
-# Refused by their size, so their content has no hash; other unread files are tried each time.
-UNREAD_UNTIL_CHANGED = ("empty_file", "too_large")
 
 
 class Answer(NamedTuple):

@@ -49,7 +49,7 @@ SAY_SECONDS = 10.0
 
 @contextmanager
 def spark_session(
-    app_name: str, say: Callable[[str], None] | None = None
+    app_name: str, say: Callable[[str], None] | None = None, *, log_level: str = "error"
 ) -> Iterator[SparkSession]:
     """A session for the length of a block; stopped at its end only if it was started here.
 
@@ -60,12 +60,13 @@ def spark_session(
         app_name: as Spark's own pages show it.
         say: takes a line on how far Spark is, its rate and the time left, each ten seconds of a
             long stage.
+        log_level: what Spark shows of its own log, unless `--verbose` asks for more.
     """
     running = SparkSession.getActiveSession()
     if running is not None:
         yield running
         return
-    spark = _start(app_name)
+    spark = _start(app_name, log_level)
     ended = threading.Event()
     if say is not None:
         threading.Thread(target=_watch, args=(spark, say, ended), daemon=True).start()
@@ -97,7 +98,7 @@ def _watch(spark: SparkSession, say: Callable[[str], None], ended: threading.Eve
                     say(f"Spark: {pace.words(done, info.numTasks, 'tasks')}")
 
 
-def _start(app_name: str) -> SparkSession:
+def _start(app_name: str, log_level: str) -> SparkSession:
     # Workers must run this interpreter, which has our packages, and one thread each.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
@@ -118,7 +119,7 @@ def _start(app_name: str) -> SparkSession:
         if not given.contains(name):
             builder = builder.config(name, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel(os.environ.get(LOG_LEVEL, "error").upper())
+    spark.sparkContext.setLogLevel(os.environ.get(LOG_LEVEL, log_level).upper())
     _warn_of_heap(spark)
     return spark
 

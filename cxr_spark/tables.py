@@ -15,9 +15,10 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from cxr_spark import commits, delta, staging, storage
+from cxr_spark.contracts import Contract, DeltaError
 from cxr_spark.delta import DataFile, NoSuchTable, NoSuchVersion
 from cxr_spark.file_scan import scan
-from cxr_spark.staging import Contract, DeltaError, Staged
+from cxr_spark.staging import Staged
 
 TABLES = (
     "images_raw",

@@ -34,9 +34,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace, run: job.Run) -> None:
     """Run the job."""
-    with spark_session("cxr_spark check_leakage", run.say) as spark:
-        if not options.verbose:
-            spark.sparkContext.setLogLevel("OFF")  # an error is one message, not Java's trace
+    # No log: an error is one message, not Java's trace.
+    with spark_session("cxr_spark check_leakage", run.say, log_level="off") as spark:
         found = leakage.check(spark, options.table, options.split, options.group, options.image)
     run.counts.update(found.counts)
     run.outputs["leaking_groups"] = [leak._asdict() for leak in found.groups]

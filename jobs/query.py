@@ -62,9 +62,8 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
     sql.require_readable(warehouse, at)
     text = _statement(options)
     _require_place(options, is_prompt=text is None)
-    with spark_session("cxr_spark query", run.say) as spark:
-        if not options.verbose:
-            spark.sparkContext.setLogLevel("OFF")  # an error is one message, not Java's trace
+    # No log: an error is one message, not Java's trace.
+    with spark_session("cxr_spark query", run.say, log_level="off") as spark:
         views = sql.Views(spark, warehouse, at, run)
 
         def write(text: str) -> None:

@@ -54,9 +54,7 @@ def main(options: argparse.Namespace, run: job.Run) -> None:
 
     @contextmanager
     def views() -> Iterator[sql.Views]:
-        with spark_session("cxr_spark serve_sql") as spark:
-            if not options.verbose:
-                spark.sparkContext.setLogLevel("OFF")
+        with spark_session("cxr_spark serve_sql", log_level="off") as spark:
             opened = sql.Views(spark, warehouse, {}, run)
             opened.query("SELECT 1").collect()  # the first takes a second more than all others
             yield opened

@@ -6,8 +6,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 images_per_class=$1
 epochs=$2
-warehouse=demo/warehouse
-summaries=demo/summaries
 steps=6
 source scripts/steps.sh
 

@@ -6,8 +6,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 images_per_class=$1
 epochs=$2
-warehouse=demo/warehouse
-summaries=demo/summaries
 parts=(8 4 2 1)
 steps=$((4 + ${#parts[@]}))
 source scripts/steps.sh

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Steps of a script that runs jobs one after the other. Before: $steps, how many there are, and $summaries, a folder for
-# their last lines.
+# Steps of a script that runs jobs in demo/, one after the other. Before: $steps, how many there are.
+warehouse=demo/warehouse
+summaries=demo/summaries  # the last lines of the jobs
 number=0
 began=$SECONDS
 

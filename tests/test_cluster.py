@@ -140,7 +140,7 @@ import sys
 from pyspark.sql import functions as F
 from cxr_spark import commits, delta, staging
 from cxr_spark.session import spark_session
-from cxr_spark.staging import Contract
+from cxr_spark.contracts import Contract
 
 table, master = sys.argv[1:]
 with spark_session("layer") as spark:

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from cxr_spark import commits, delta, staging, tables
-from cxr_spark.staging import Contract, SchemaMismatch
+from cxr_spark.contracts import Contract, SchemaMismatch
 from tests.conftest import REPOSITORY
 
 SCHEMA = (
