@@ -69,6 +69,7 @@ def curate(
         ledger.say(run)
         _stand_by_last_audit(warehouse, before, run, strict=strict)
         return
+    expectations.load_ahead()
     recorded = _recorded_splits(spark, warehouse, policy, before, run)
     now = run.started_at
     curated = curate_files(images_raw.rows, pairs.rows, recorded, policy, preprocessing, now)

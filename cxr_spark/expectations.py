@@ -3,8 +3,9 @@
 import json
 import os
 from collections.abc import Mapping
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
@@ -71,6 +72,11 @@ def laws(name: str, frame: DataFrame) -> DataFrame:
     """
     columns = [f"{law} AS {column}" for column, law in suite(name)["laws"].items()]
     return frame.selectExpr("*", *columns)
+
+
+def load_ahead() -> None:
+    """Import great-expectations, which takes seconds, in a thread beside what Spark does."""
+    Thread(target=import_module, args=("great_expectations",), daemon=True).start()
 
 
 def audit(frames: Mapping[str, DataFrame], voice: Run, docs: Path, *, strict: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Files to images_raw and pixels: executors read and decode each new file once, in pieces.
 
-What is known of files is narrow, and is matched on the driver as Arrow tables. What is large is
-read, decoded and written by executors, and passes neither through the driver nor through a JVM.
+What is large is read, decoded and written by executors, and passes neither through the driver nor
+through a JVM; what is known of files is matched in `known_files`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +18,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import commits, delta, isolation, staging, tables
+from cxr_spark import commits, delta, isolation, known_files, staging, tables
 from cxr_spark.file_scan import scan
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
+from cxr_spark.known_files import KNOWN, NARROW, SAME_FILE
 from cxr_spark.manifest import list_manifest
-from cxr_spark.reasons import UNREAD_UNTIL_CHANGED
 from cxr_spark.run import Run
 from cxr_spark.sources import ListedFile, list_source
 from cxr_spark.tables import Warehouse
@@ -33,16 +33,6 @@ PIECE_FILES = 2_000
 # A task costs 10 ms, and one that is tried again decodes each of its files in its own process.
 MOST_FILES_A_TASK, FEWEST_FILES_A_TASK = 256, 16
 PART_BYTES = 16 << 20
-# An image_id with this size and time is the same file as when it was read.
-SAME_FILE = ("image_id", "size_bytes", "modified_at")
-# The only one that a file may have that has been read before.
-REASON_OF_LISTING = "not_in_manifest"
-FACTS = ("format", "width", "height", "mode", "bits", "pixel_sha256", "perceptual_hash")
-# What a DICOM file says of itself counts where the source says nothing.
-OF_THE_FILE = ("patient_id", "view", "sex", "age_years")
-WHY = ("reason", "detail")
-# Of pixels, what the driver knows of each content.
-NARROW = (*SAME_FILE, "content_sha256", "preprocessing", *FACTS, *OF_THE_FILE, *WHY)
 
 
 @dataclass(frozen=True)
@@ -107,84 +97,24 @@ def ingest(
     nothing changed.
     """
     seen, version = warehouse.seen("images_raw"), warehouse.published().get("images_raw")
-    published = _published(warehouse, version)
-    files = _with_unlisted_sources(_as_table(listed), published)
-    decoded = _decoded_contents(warehouse, reading)
-    known = _known_files(published, decoded, reading)
-    is_new = pc.invert(pc.is_in(_file_keys(files), _file_keys(known)))
-    pending = files.filter(pc.and_(pc.is_null(files["reason"]), is_new)).sort_by("image_id")
+    published = known_files.published_files(warehouse, version)
+    files = known_files.files_of_all_sources(listed, published)
+    if reading.afresh:
+        decoded, known = known_files.nothing_decoded(), known_files.nothing_known()
+    else:
+        decoded = known_files.decoded_contents(warehouse, reading.preprocessing)
+        known = known_files.files_read_before(published, decoded)
+    pending = known_files.files_to_read(files, known)
     _count_changes(files, published, pending, run)
     read = _decode_in_pieces(spark, warehouse, pending, decoded, reading, run)
     decoded = pa.concat_tables([decoded, read.filter(pc.is_valid(read["content_sha256"]))])
-    known = pa.concat_tables([known, read.select(known.column_names)])
-    images_raw = _with_facts(files, known, decoded).sort_by("image_id")
+    known = pa.concat_tables([known, read.select(KNOWN)])
+    images_raw = known_files.with_facts(files, known, decoded)
     if version is not None and images_raw.equals(published.sort_by("image_id")):
         return Ingested(warehouse.read(spark, "images_raw", version), None, seen)
     run_id = pa.array([run.run_id] * len(images_raw), pa.string())
     staged = warehouse.stage_arrow("images_raw", images_raw.append_column("run_id", run_id))
     return Ingested(delta.read_staged(spark, staged), staged, seen)
-
-
-def _as_table(listed: list[ListedFile]) -> pa.Table:
-    rows = [
-        file._asdict() | {"boxes": [box._asdict() for box in file.boxes] or None} for file in listed
-    ]
-    return pa.Table.from_pylist(rows, tables.arrow_schema("images_raw", ListedFile._fields))
-
-
-def _published(warehouse: Warehouse, version: int | None) -> pa.Table:
-    columns = [name for name in tables.schema("images_raw").names if name != "run_id"]
-    if version is None:
-        return tables.arrow_schema("images_raw", columns).empty_table()
-    return warehouse.read_arrow("images_raw", columns, version)
-
-
-def _with_unlisted_sources(files: pa.Table, published: pa.Table) -> pa.Table:
-    """The files listed now, and those of sources that this run doesn't name, as last listed."""
-    is_listed = pc.is_in(published["source"], files["source"].combine_chunks().unique())
-    unlisted = published.filter(pc.invert(is_listed))
-    # A reason that came from decoding is found again with the content.
-    is_of_decoding = pc.and_(
-        pc.is_valid(unlisted["content_sha256"]), pc.not_equal(unlisted["reason"], REASON_OF_LISTING)
-    )
-    unlisted = _without_reasons(unlisted, is_of_decoding).select(files.column_names)
-    return pa.concat_tables([files, unlisted.cast(files.schema)])
-
-
-def _without_reasons(files: pa.Table, where: pa.ChunkedArray) -> pa.Table:
-    for name in WHY:
-        why = pc.if_else(where, pa.scalar(None, pa.string()), files[name])
-        files = files.set_column(files.column_names.index(name), name, why)
-    return files
-
-
-def _decoded_contents(warehouse: Warehouse, reading: Reading) -> pa.Table:
-    """What is known of the contents that were decoded with this preprocessing, a row each."""
-    if reading.afresh or not warehouse.exists("pixels"):
-        return tables.arrow_schema("pixels", NARROW).empty_table()
-    pixels = warehouse.read_arrow("pixels", NARROW)
-    return pixels.filter(pc.equal(pixels["preprocessing"], reading.preprocessing.fingerprint()))
-
-
-def _known_files(published: pa.Table, decoded: pa.Table, reading: Reading) -> pa.Table:
-    """Files that need no reading: those of known contents, by the last run or by a killed one."""
-    columns = [*SAME_FILE, "content_sha256", *WHY]
-    if reading.afresh:
-        return tables.arrow_schema("images_raw", columns).empty_table()
-    is_read = pc.is_in(published["content_sha256"], decoded["content_sha256"].combine_chunks())
-    is_read = pc.and_(is_read, pc.is_valid(published["content_sha256"]))
-    is_unread = pc.is_in(published["reason"], pa.array(UNREAD_UNTIL_CHANGED))
-    # Listing tells its reasons anew, and those of decoding are the content's.
-    known = _without_reasons(published, is_read)
-    of_last_run = known.filter(pc.or_(is_read, is_unread)).select(columns)
-    return pa.concat_tables([of_last_run, decoded.select(columns).cast(of_last_run.schema)])
-
-
-def _file_keys(files: pa.Table) -> pa.ChunkedArray:
-    """One string a file that says which file it is, in which state; null where that isn't known."""
-    moment = pc.cast(pc.cast(files["modified_at"], pa.int64()), pa.string())
-    size = pc.cast(files["size_bytes"], pa.string())
-    return pc.binary_join_element_wise(size, moment, files["image_id"], " ")
 
 
 def _count_changes(files: pa.Table, published: pa.Table, pending: pa.Table, run: Run) -> None:
@@ -207,7 +137,7 @@ def _decode_in_pieces(
 ) -> pa.Table:
     """Decode and commit piece by piece; the files read and what was found, columns `NARROW`."""
     there = decoded["content_sha256"].combine_chunks()
-    pieces = [tables.arrow_schema("pixels", NARROW).empty_table()]
+    pieces = [known_files.nothing_decoded()]
     mode = "overwrite" if reading.afresh else "append"
     if len(pending):
         run.progress(0, len(pending), "files")  # from here on the pace counts
@@ -343,25 +273,3 @@ def _decoded(
     isolated = context is not None and context.attemptNumber() > 0
     found = decode_files([file["path"] for file in files], decode, isolated=isolated)
     return (facts._asdict() for facts in found)
-
-
-def _with_facts(files: pa.Table, known: pa.Table, decoded: pa.Table) -> pa.Table:
-    """The listed files with the facts of their content; a reason of the listing comes first."""
-    of_file = known.take(_places(_file_keys(files), _file_keys(known)))
-    contents = of_file["content_sha256"]
-    of_content = decoded.take(_places(contents, decoded["content_sha256"]))
-    columns = {name: files[name] for name in files.column_names}
-    columns |= {"content_sha256": contents} | {name: of_content[name] for name in FACTS}
-    for name in OF_THE_FILE:
-        columns[name] = pc.coalesce(files[name], of_content[name])
-    for name in WHY:
-        columns[name] = pc.coalesce(files[name], of_file[name], of_content[name])
-    names = [name for name in tables.schema("images_raw").names if name != "run_id"]
-    return pa.table(
-        {name: columns[name] for name in names}, tables.arrow_schema("images_raw", names)
-    )
-
-
-def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Where each value stands first; null where it doesn't, or isn't known."""
-    return pc.index_in(values, value_set=among.combine_chunks(), skip_nulls=True)

@@ -5,11 +5,11 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,10 +42,9 @@ def draw(path: Path, seed: int, size: int = 80) -> Path:
     return path
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
+def draw_sources(ground: Path) -> dict[str, Path]:
     """Two small sources: twelve tuberculosis files, ten of pneumonia."""
-    roots = {name: tmp_path / name for name in ("tuberculosis", "pneumonia")}
+    roots = sources_of(ground)
     base = roots["tuberculosis"] / "TB_Chest_Radiography_Database"
     for i in range(8):
         draw(base / "Tuberculosis" / f"Tuberculosis-{i}.png", i)
@@ -59,19 +58,18 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return roots
 
 
-@pytest.fixture
-def warehouse(tmp_path: Path) -> Warehouse:
-    return Warehouse(tmp_path / "warehouse")
+def sources_of(ground: Path) -> dict[str, Path]:
+    return {name: ground / name for name in ("tuberculosis", "pneumonia")}
 
 
-Curate = Callable[..., job.Run]
-
-
-@pytest.fixture
-def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
+class Curate:
     """Runs both stages and publishes, as jobs/curate.py does, in this process."""
 
-    def run(
+    def __init__(self, spark: SparkSession, warehouse: Warehouse) -> None:
+        self.spark, self.warehouse = spark, warehouse
+
+    def __call__(
+        self,
         folders: dict[str, Path],
         size: int = SIZE,
         policy: Policy | None = None,
@@ -83,16 +81,66 @@ def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
         preprocessing = Preprocessing(size=size)
         listed = ingest.list_sources(folders, {}, SALT)
         reading = ingest.Reading(preprocessing, SALT, piece_files, full)
-        files = curate.Change(*ingest.ingest(spark, warehouse, listed, reading, one))
+        files = curate.Change(*ingest.ingest(self.spark, self.warehouse, listed, reading, one))
         chosen = policy or Policy()
         how = {"afresh": full, "strict": strict}
-        curate.curate(spark, warehouse, files, preprocessing, chosen, one, **how)
-        options = argparse.Namespace(warehouse=str(warehouse.root))
+        curate.curate(self.spark, self.warehouse, files, preprocessing, chosen, one, **how)
+        options = argparse.Namespace(warehouse=str(self.warehouse.root))
         job.record(one, options, "", datetime.now(UTC))
         assert one.status == "finished"
         return one
 
-    return run
+
+class Curated(NamedTuple):
+    """The two sources and the run that curated them, in a folder and as it was left."""
+
+    folders: dict[str, Path]
+    run: job.Run
+
+
+@pytest.fixture(scope="module")
+def ground_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every test has its sources and its warehouse: files are known by their paths."""
+    return tmp_path_factory.mktemp("curate") / "ground"
+
+
+@pytest.fixture(scope="module")
+def kept(
+    spark: SparkSession, ground_once: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, job.Run]:
+    """A copy of `ground` after a first run."""
+    run = Curate(spark, Warehouse(ground_once / "warehouse"))(draw_sources(ground_once))
+    return Path(shutil.move(ground_once, tmp_path_factory.mktemp("kept") / "ground")), run
+
+
+@pytest.fixture
+def ground(ground_once: Path) -> Path:
+    shutil.rmtree(ground_once, ignore_errors=True)
+    ground_once.mkdir()
+    return ground_once
+
+
+@pytest.fixture
+def warehouse(ground: Path) -> Warehouse:
+    return Warehouse(ground / "warehouse")
+
+
+@pytest.fixture
+def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
+    return Curate(spark, warehouse)
+
+
+@pytest.fixture
+def folders(ground: Path) -> dict[str, Path]:
+    """The two sources, and no warehouse yet."""
+    return draw_sources(ground)
+
+
+@pytest.fixture
+def curated(kept: tuple[Path, job.Run], ground: Path) -> Curated:
+    """The two sources, curated once."""
+    shutil.copytree(kept[0], ground, dirs_exist_ok=True)
+    return Curated(sources_of(ground), kept[1])
 
 
 @contextmanager
@@ -124,9 +172,9 @@ def _reasons(spark: SparkSession, warehouse: Warehouse) -> dict[str, str]:
 
 
 def test_every_file_is_an_image_or_a_reject_with_its_reason(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run = run_curate(folders)
+    run = curated.run
     images = _contents(spark, warehouse, "images")
     assert [row.label for row in images].count("Tuberculosis") == 8
     assert [row.label for row in images].count("Pneumonia") == 8
@@ -146,22 +194,21 @@ def test_every_file_is_an_image_or_a_reject_with_its_reason(
 
 
 def test_patients_stay_together(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
     rows = [r for r in _contents(spark, warehouse, "images") if r.source == "pneumonia"]
     assert {row.group_id for row in rows} == {f"pneumonia:virus{i}" for i in range(4)}
     assert len({(row.group_id, row.split) for row in rows}) == 4
 
 
 def test_a_rerun_without_changes_commits_nothing_but_its_runs_row(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    first = run_curate(folders)
+    first = curated.run
     tables = (*PUBLISHED, "pixels", "runs")
     before = {name: warehouse.version(name) for name in tables}
     files = {p for p in warehouse.root.rglob("*") if p.is_file() and "runs" not in p.parts}
-    run = run_curate(folders)
+    run = run_curate(curated.folders)
     after = {name: warehouse.version(name) for name in tables}
     assert after == before | {"runs": before["runs"] + 1}
     assert {p for p in warehouse.root.rglob("*") if p.is_file() and "runs" not in p.parts} == files
@@ -171,18 +218,17 @@ def test_a_rerun_without_changes_commits_nothing_but_its_runs_row(
     # Half of the classes aren't there, and of that the audit warned.
     assert run.counts["audit_warnings"] == first.counts["audit_warnings"] > 0
     with pytest.raises(expectations.WarningsStand, match=r"audited with 1 warnings: .*index\.html"):
-        run_curate(folders, strict=True)
+        run_curate(curated.folders, strict=True)
     assert warehouse.published() == run.versions_written
 
 
 def test_a_new_file_is_appended_and_only_it_is_decoded(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
     before = {file.path for file in warehouse.files("images")}
-    database = folders["tuberculosis"] / "TB_Chest_Radiography_Database"
+    database = curated.folders["tuberculosis"] / "TB_Chest_Radiography_Database"
     draw(database / "Tuberculosis" / "Tuberculosis-77.png", 77)
-    run = run_curate(folders)
+    run = run_curate(curated.folders)
     assert run.counts["decoded"] == 1
     assert before < {file.path for file in warehouse.files("images")}
     assert len(_contents(spark, warehouse, "images")) == 17
@@ -216,14 +262,13 @@ def test_what_is_written_and_audited_of_images_follows_the_change(
 
 
 def test_changed_and_vanished_files_are_followed(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
-    chest = folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
+    chest = curated.folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
     draw(chest / "person91_virus_91.jpeg", 91)  # a reject that was mended
     (chest / "person0_virus_0.jpeg").unlink()
     before = {file.path: file.partition["split"] for file in warehouse.files("images")}
-    run = run_curate(folders)
+    run = run_curate(curated.folders)
     names = {row.image_id.split("/")[-1] for row in _contents(spark, warehouse, "images")}
     assert run.counts["decoded"] == run.counts["vanished"] == 1
     # The split that an image left is written anew, and no other.
@@ -262,10 +307,9 @@ def test_copies_across_sources_keep_one_and_join_their_groups(
 
 
 def test_a_source_that_is_not_named_stays_and_another_size_decodes_it_again(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
-    tuberculosis = {"tuberculosis": folders["tuberculosis"]}
+    tuberculosis = {"tuberculosis": curated.folders["tuberculosis"]}
     assert run_curate(tuberculosis).counts["images"] == 16
     run = run_curate(tuberculosis, size=48)
     assert run.counts["images"] == 16
@@ -276,12 +320,11 @@ def test_a_source_that_is_not_named_stays_and_another_size_decodes_it_again(
 
 
 def test_other_rules_curate_anew_without_decoding(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
     splits = {row.image_id: row.split for row in _contents(spark, warehouse, "images")}
     chosen = Policy({"tuberculosis": CLASSES, "pneumonia": CLASSES}, caps={"Pneumonia": 3})
-    run = run_curate(folders, policy=chosen)
+    run = run_curate(curated.folders, policy=chosen)
     assert run.counts["decoded"] == run.counts["compared"] == 0
     assert run.counts["pneumonia.over_cap"] == 5
     images = _contents(spark, warehouse, "images")
@@ -290,16 +333,15 @@ def test_other_rules_curate_anew_without_decoding(
     assert all(row.split == splits.get(row.image_id, row.split) for row in images)
     # Other ratios draw all splits afresh.
     everything = Policy(chosen.selected, ratios=Ratios(1.0, 0.0, 0.0))
-    run_curate(folders, policy=everything)
+    run_curate(curated.folders, policy=everything)
     assert {row.split for row in _contents(spark, warehouse, "images")} == {"train"}
 
 
 def test_a_full_run_reads_all_again_and_gives_the_same(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
     before = _contents(spark, warehouse, "images")
-    run = run_curate(folders, full=True)
+    run = run_curate(curated.folders, full=True)
     assert run.counts["decoded"] == 22
     assert run.counts["compared"] == 20
     after = _contents(spark, warehouse, "images")
@@ -374,21 +416,20 @@ def test_near_duplicates_share_a_group_and_those_that_disagree_are_refused(
 
 
 def test_a_group_that_is_joined_keeps_the_earliest_split_and_the_move_is_told(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
 ) -> None:
-    run_curate(folders)
     rows = [r for r in _contents(spark, warehouse, "images") if r.source == "pneumonia"]
     in_train = next(row for row in rows if row.split == "train")
     in_val = next(row for row in rows if row.split == "val")
-    chest = folders["pneumonia"] / "chest_xray"
+    chest = curated.folders["pneumonia"] / "chest_xray"
     (chest / "val" / "PNEUMONIA").mkdir(parents=True)
     path = in_train.image_id.removeprefix("pneumonia:")
     number = in_val.patient_id.removeprefix("virus")
     shutil.copy(
-        folders["pneumonia"] / path,
+        curated.folders["pneumonia"] / path,
         chest / "val" / "PNEUMONIA" / f"person{number}_virus_99_copy.jpeg",
     )
-    run = run_curate(folders)
+    run = run_curate(curated.folders)
     assert run.counts["moved"] == 2
     after = {row.image_id: row for row in _contents(spark, warehouse, "images")}
     ours = [r for r in after.values() if r.patient_id in (in_train.patient_id, in_val.patient_id)]
@@ -398,7 +439,7 @@ def test_a_group_that_is_joined_keeps_the_earliest_split_and_the_move_is_told(
     stays = [row for row in ours if row.split_since == in_train.split_since]
     assert len(stays) == 2
     # Of a run that moves none, none is told.
-    assert run_curate(folders).counts["moved"] == 0
+    assert run_curate(curated.folders).counts["moved"] == 0
 
 
 def test_a_hospitals_own_images_join_with_their_patients_hashed(
@@ -550,25 +591,26 @@ def _decode_with_a_bad_decoder(batches: Any, **named: Any) -> Any:
         ingest.facts_of_file = images.facts_of_file
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(
+    "number", [2, *(pytest.param(number, marks=pytest.mark.long) for number in (1, 3))]
+)
 def test_a_run_that_dies_between_its_commits_publishes_nothing_and_the_rerun_does(
     spark: SparkSession,
     warehouse: Warehouse,
-    folders: dict[str, Path],
+    curated: Curated,
     run_curate: Curate,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
-    run_curate(folders)
     published = warehouse.published()
     before = _contents(spark, warehouse, "images")
-    chest = folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
+    chest = curated.folders["pneumonia"] / "chest_xray" / "train" / "PNEUMONIA"
     draw(chest / "person95_virus_95.jpeg", 95)
     with dying_after(number, monkeypatch):
-        run_curate(folders)
+        run_curate(curated.folders)
     assert warehouse.published() == published
     assert _contents(spark, warehouse, "images") == before
-    run = run_curate(folders)
+    run = run_curate(curated.folders)
     assert run.counts["decoded"] == 0
     after = _contents(spark, warehouse, "images")
     assert len(after) == 17 == len({row.image_id for row in after})

@@ -25,7 +25,7 @@ LAYERS = {
         phantom_frame phantom_opacities sample_layouts sample_traps""",
     "parts": """storage contracts delta staging file_statistics commits tables arrow_batches
         near_duplicates selection ledger leakage expectations data_docs
-        judged_images refusals material glances explain file_scan
+        judged_images refusals material glances explain file_scan known_files
         read_plans reader augment models pretrained gradcam ranks
         training_plan training_run schedule checkpoints validation learner training_log fit
         model_card distribute forecast engines onnx_export inference

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from py4j.protocol import Py4JNetworkError
+from pyspark.sql import SparkSession
 
 from cxr_spark import session
 
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from cxr_spark import session
 
-session.LOG_SETTINGS = Path(sys.argv[1])
+session.LOG_SETTINGS, session.CLASS_ARCHIVE = map(Path, sys.argv[1:])
 with session.spark_session("silent") as spark:
     print(spark.range(3).count())
 """
@@ -79,13 +80,35 @@ def test_all_that_the_jvm_says_comes_through_but_for_one_warning(
     assert capfd.readouterr().err == "one\ntwo\nthree, unfinished"
 
 
-def test_a_session_starts_in_silence_from_a_folder_with_a_space_in_its_name(tmp_path: Path) -> None:
+def test_a_session_starts_in_silence_from_a_folder_with_a_space_in_its_name_and_with_a_bad_archive(
+    tmp_path: Path,
+) -> None:
     settings = tmp_path / "a folder" / session.LOG_SETTINGS.name
     settings.parent.mkdir()
     shutil.copy(session.LOG_SETTINGS, settings)
-    command = [sys.executable, "-c", SCRIPT, str(settings)]
+    archive = tmp_path / "another.jsa"
+    archive.write_bytes(b"of another JVM")
+    command = [sys.executable, "-c", SCRIPT, str(settings), str(archive)]
     environment = {k: v for k, v in os.environ.items() if k != "SPARK_SUBMIT_OPTS"}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=120, check=True
     )
     assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def test_the_jvm_takes_its_classes_from_the_archive(spark: SparkSession) -> None:
+    if not session.CLASS_ARCHIVE.is_file():
+        pytest.skip(f"{session.CLASS_ARCHIVE} is not there: make install writes it")
+    process = spark._jvm.java.lang.ProcessHandle.current().pid()  # type: ignore[union-attr]
+    assert str(session.CLASS_ARCHIVE) in Path(f"/proc/{process}/maps").read_text()
+
+
+def test_no_archive_is_named_that_is_missing_or_that_a_space_would_cut_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, named in (("spark.jsa", True), ("my spark.jsa", False)):
+        archive = tmp_path / name
+        monkeypatch.setattr(session, "CLASS_ARCHIVE", archive)
+        assert not any(str(archive) in option for option in session.java_options())
+        archive.touch()
+        assert any(str(archive) in option for option in session.java_options()) == named
