@@ -76,7 +76,7 @@ def laws(name: str, frame: DataFrame) -> DataFrame:
 
 def load_ahead() -> None:
     """Import great-expectations, which takes seconds, in a thread beside what Spark does."""
-    Thread(target=import_module, args=("great_expectations",), daemon=True).start()
+    Thread(target=import_module, args=("great_expectations",)).start()
 
 
 def audit(frames: Mapping[str, DataFrame], voice: Run, docs: Path, *, strict: bool = False) -> None:

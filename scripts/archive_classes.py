@@ -46,21 +46,25 @@ def work(folder: Path) -> None:
 
 def main() -> None:
     """Make the archive; without one jobs run all the same, so no failure ends an installation."""
-    CLASS_ARCHIVE.parent.mkdir(parents=True, exist_ok=True)
     unfinished = CLASS_ARCHIVE.with_suffix(f".{os.getpid()}")
-    CLASS_ARCHIVE.unlink(missing_ok=True)  # nothing is archived on top of an archive
-    options = [*java_options(), f"-XX:ArchiveClassesAtExit={unfinished}", "-Xlog:cds*=off"]
-    os.environ["SPARK_SUBMIT_OPTS"] = " ".join(options)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            work(Path(folder))
-        jvm = SparkContext._gateway.proc  # type: ignore[union-attr]
-        jvm.stdin.close()  # it ends, and writes the archive
-        jvm.wait()
-        unfinished.replace(CLASS_ARCHIVE)
+        CLASS_ARCHIVE.parent.mkdir(parents=True, exist_ok=True)
+        CLASS_ARCHIVE.unlink(missing_ok=True)  # nothing is archived on top of an archive
+        _make(unfinished)
     except Exception as error:
         unfinished.unlink(missing_ok=True)
         print(f"jobs will start without a class archive: {error}", file=sys.stderr)
+
+
+def _make(unfinished: Path) -> None:
+    options = [*java_options(), f"-XX:ArchiveClassesAtExit={unfinished}", "-Xlog:cds*=off"]
+    os.environ["SPARK_SUBMIT_OPTS"] = " ".join(options)
+    with tempfile.TemporaryDirectory() as folder:
+        work(Path(folder))
+    jvm = SparkContext._gateway.proc  # type: ignore[union-attr]
+    jvm.stdin.close()  # it ends, and writes the archive
+    jvm.wait()
+    unfinished.replace(CLASS_ARCHIVE)
 
 
 if __name__ == "__main__":
