@@ -32,7 +32,7 @@ install: .venv/.stamp ## Set up .venv: once, 3 to 6 minutes and about 7 GB
 demo: install ## Run the whole chain on drawn radiographs, into demo/ (5 to 7 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh $(IMAGES) $(EPOCHS)
 
-learning-curve: install ## Train on shares of the drawn images, and tell CCE by share (10 minutes)
+learning-curve: install ## Train on shares of the drawn images, and tell CCE by share (a quarter of an hour)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/learning_curve.sh $(IMAGES) $(EPOCHS)
 
 test: install ## Run the tests (under 25 minutes)
