@@ -104,6 +104,7 @@ def test_an_installed_job_explains_itself(installed: Path, tmp_path: Path) -> No
     assert "--warehouse" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_curate_runs_from_an_installed_wheel(
     installed: Path, sources: Path, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_pictures_of_different_seeds_are_no_near_duplicates() -> None:
     assert apart[np.triu_indices(60, 1)].min() >= 1
 
 
+@pytest.mark.long
 def test_neither_thumbnails_nor_borders_nor_brightness_give_the_class_away_to_a_linear_model() -> (
     None
 ):
