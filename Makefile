@@ -41,7 +41,7 @@ test: install ## Run the tests (under 25 minutes)
 test-long: install ## Run the tests that take longer
 	@$(BIN)/python -m pytest -m long $(PYTEST)
 
-test-kills: install ## Kill curate at each of its steps of writing (20 minutes)
+test-kills: install ## Kill curate at each of its steps of writing (half an hour)
 	@CXR_SPARK_KILL_POINTS=1000 $(BIN)/python -m pytest tests/test_kills.py -m long $(PYTEST)
 
 fuzz: install ## Decode 10,000 mutated files
