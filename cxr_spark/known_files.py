@@ -29,10 +29,10 @@ KNOWN = (*SAME_FILE, "content_sha256", *WHY)
 
 def published_files(warehouse: Warehouse, version: int | None) -> pa.Table:
     """Returns images_raw at a version, without run_id; no rows if there is no version."""
-    columns = [name for name in tables.schema("images_raw").names if name != "run_id"]
+    schema = _schema_of_files()
     if version is None:
-        return tables.arrow_schema("images_raw", columns).empty_table()
-    return warehouse.read_arrow("images_raw", columns, version)
+        return schema.empty_table()
+    return warehouse.read_arrow("images_raw", schema.names, version)
 
 
 def decoded_contents(warehouse: Warehouse, preprocessing: Preprocessing) -> pa.Table:
@@ -105,11 +105,15 @@ def with_facts(files: pa.Table, known: pa.Table, decoded: pa.Table) -> pa.Table:
         columns[name] = pc.coalesce(files[name], of_content[name])
     for name in WHY:
         columns[name] = pc.coalesce(files[name], of_file[name], of_content[name])
-    names = [name for name in tables.schema("images_raw").names if name != "run_id"]
-    found = pa.table(
-        {name: columns[name] for name in names}, tables.arrow_schema("images_raw", names)
-    )
+    schema = _schema_of_files()
+    found = pa.table({name: columns[name] for name in schema.names}, schema)
     return found.sort_by("image_id")
+
+
+def _schema_of_files() -> pa.Schema:
+    """That of images_raw, without run_id."""
+    names = [name for name in tables.schema("images_raw").names if name != "run_id"]
+    return tables.arrow_schema("images_raw", names)
 
 
 def _without_reasons(files: pa.Table, where: pa.ChunkedArray) -> pa.Table:

@@ -5,9 +5,10 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,33 +63,32 @@ def sources_of(ground: Path) -> dict[str, Path]:
     return {name: ground / name for name in ("tuberculosis", "pneumonia")}
 
 
-class Curate:
+def curate_all(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    folders: dict[str, Path],
+    size: int = SIZE,
+    policy: Policy | None = None,
+    full: bool = False,
+    piece_files: int = ingest.PIECE_FILES,
+    strict: bool = False,
+    manifests: dict[str, Path] | None = None,
+) -> job.Run:
     """Runs both stages and publishes, as jobs/curate.py does, in this process."""
+    one = job.Run("curate")
+    preprocessing = Preprocessing(size=size)
+    listed = ingest.list_sources(folders, manifests or {}, SALT)
+    reading = ingest.Reading(preprocessing, SALT, piece_files, full)
+    files = curate.Change(*ingest.ingest(spark, warehouse, listed, reading, one))
+    chosen = policy or Policy()
+    how = {"afresh": full, "strict": strict}
+    curate.curate(spark, warehouse, files, preprocessing, chosen, one, **how)
+    job.record(one, argparse.Namespace(warehouse=str(warehouse.root)), "", datetime.now(UTC))
+    assert one.status == "finished"
+    return one
 
-    def __init__(self, spark: SparkSession, warehouse: Warehouse) -> None:
-        self.spark, self.warehouse = spark, warehouse
 
-    def __call__(
-        self,
-        folders: dict[str, Path],
-        size: int = SIZE,
-        policy: Policy | None = None,
-        full: bool = False,
-        piece_files: int = ingest.PIECE_FILES,
-        strict: bool = False,
-    ) -> job.Run:
-        one = job.Run("curate")
-        preprocessing = Preprocessing(size=size)
-        listed = ingest.list_sources(folders, {}, SALT)
-        reading = ingest.Reading(preprocessing, SALT, piece_files, full)
-        files = curate.Change(*ingest.ingest(self.spark, self.warehouse, listed, reading, one))
-        chosen = policy or Policy()
-        how = {"afresh": full, "strict": strict}
-        curate.curate(self.spark, self.warehouse, files, preprocessing, chosen, one, **how)
-        options = argparse.Namespace(warehouse=str(self.warehouse.root))
-        job.record(one, options, "", datetime.now(UTC))
-        assert one.status == "finished"
-        return one
+Curate = Callable[..., job.Run]
 
 
 class Curated(NamedTuple):
@@ -109,7 +109,7 @@ def kept(
     spark: SparkSession, ground_once: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, job.Run]:
     """A copy of `ground` after a first run."""
-    run = Curate(spark, Warehouse(ground_once / "warehouse"))(draw_sources(ground_once))
+    run = curate_all(spark, Warehouse(ground_once / "warehouse"), draw_sources(ground_once))
     return Path(shutil.move(ground_once, tmp_path_factory.mktemp("kept") / "ground")), run
 
 
@@ -127,7 +127,7 @@ def warehouse(ground: Path) -> Warehouse:
 
 @pytest.fixture
 def run_curate(spark: SparkSession, warehouse: Warehouse) -> Curate:
-    return Curate(spark, warehouse)
+    return partial(curate_all, spark, warehouse)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def _reasons(spark: SparkSession, warehouse: Warehouse) -> dict[str, str]:
 
 
 def test_every_file_is_an_image_or_a_reject_with_its_reason(
-    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated
 ) -> None:
     run = curated.run
     images = _contents(spark, warehouse, "images")
@@ -194,7 +194,7 @@ def test_every_file_is_an_image_or_a_reject_with_its_reason(
 
 
 def test_patients_stay_together(
-    spark: SparkSession, warehouse: Warehouse, curated: Curated, run_curate: Curate
+    spark: SparkSession, warehouse: Warehouse, curated: Curated
 ) -> None:
     rows = [r for r in _contents(spark, warehouse, "images") if r.source == "pneumonia"]
     assert {row.group_id for row in rows} == {f"pneumonia:virus{i}" for i in range(4)}
@@ -443,7 +443,7 @@ def test_a_group_that_is_joined_keeps_the_earliest_split_and_the_move_is_told(
 
 
 def test_a_hospitals_own_images_join_with_their_patients_hashed(
-    spark: SparkSession, warehouse: Warehouse, folders: dict[str, Path], tmp_path: Path
+    spark: SparkSession, warehouse: Warehouse, run_curate: Curate, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
     draw(archive / "a.png", 500)
@@ -451,12 +451,7 @@ def test_a_hospitals_own_images_join_with_their_patients_hashed(
     (archive / "list.csv").write_text(
         "path,label,patient_id,view,age\na.png,edema,P-1,PA,058Y\nb.png,Gout,P-1,,\nc.png,Covid,,,\n"
     )
-    one = job.Run("curate")
-    preprocessing = Preprocessing(size=SIZE)
-    listed = ingest.list_sources({}, {"mercy": archive / "list.csv"}, SALT)
-    files = ingest.ingest(spark, warehouse, listed, ingest.Reading(preprocessing, SALT), one)
-    curate.curate(spark, warehouse, curate.Change(*files), preprocessing, Policy(), one)
-    job.record(one, argparse.Namespace(warehouse=str(warehouse.root)), "", datetime.now(UTC))
+    run_curate({}, manifests={"mercy": archive / "list.csv"})
     (image,) = _contents(spark, warehouse, "images")
     assert (image.image_id, image.label, image.view, image.age_years) == (
         "mercy:a.png",
