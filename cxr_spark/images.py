@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from cxr_spark import image_arrays
+from cxr_spark import decoders, image_arrays
 
 PREPROCESSING_VERSION = 3
 """Goes up whenever the same bytes would give other pixels."""
@@ -273,7 +273,7 @@ def _of_image(facts: Facts, data: bytes, preprocessing: Preprocessing) -> Facts:
         facts = _with_header(facts, image, data)
         if facts.reason:
             return facts
-        return _with_pixels(facts, image_arrays.decoded(image, data), preprocessing)
+        return _with_pixels(facts, decoders.decoded(image, data), preprocessing)
     except UnidentifiedImageError:
         detail = f"no image format that is read here; the file starts with {data[:8]!r}"
         return _rejected(facts, "unreadable", detail)

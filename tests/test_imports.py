@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # parts also from its own. Stages don't import each other: they meet through tables.
 LAYERS = {
     "concepts": """run whole_files labels reasons pseudonyms listing sources sources_nih manifest
-        images image_arrays dicom isolation duplicates groups splits metrics figures
+        images image_arrays decoders dicom isolation duplicates groups splits metrics figures
         bootstrap baselines operating_points scored_rows slice_figures slices
         comparison learning_curve localisation charts evaluation_words
         calibration artifact backbones imbalance train_options drift_figures html_pages
