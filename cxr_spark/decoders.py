@@ -1,4 +1,4 @@
-"""An image that Pillow has opened, as an array: by the fastest decoder that does it well, upright."""
+"""An image opened by Pillow, as an upright array, by the fastest decoder that does it well."""
 
 import struct
 from collections.abc import Callable
