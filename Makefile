@@ -11,8 +11,9 @@ PYTHON ?=
 # Of the demo: images that curation keeps of each class, and passes over them.
 IMAGES ?= 120
 EPOCHS ?= 12
-# Options for pytest, as in `make test PYTEST='-k splits -x'`.
+# Options for pytest, as in `make test PYTEST='-k splits -x'`, and the processes that share the tests.
 PYTEST ?=
+PROCESSES ?= 2
 
 BIN := .venv/bin
 
@@ -36,7 +37,7 @@ learning-curve: install ## Train on shares of the drawn images, and tell CCE by 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/learning_curve.sh $(IMAGES) $(EPOCHS)
 
 test: install ## Run the tests (under 25 minutes)
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST)
+	@$(BIN)/python -m pytest -m "not long" -n $(PROCESSES) --dist loadgroup $(PYTEST)
 
 test-long: install ## Run the tests that take longer
 	@$(BIN)/python -m pytest -m long $(PYTEST)

@@ -33,6 +33,15 @@ os.environ["PYSPARK_SUBMIT_ARGS"] = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes one runs all modules that share the drawn sources, and what jobs made of
+    them; every other module stays whole."""
+    sharing = {item.path for item in items if "sources" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "sources" if item.path in sharing else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 class Finished(NamedTuple):
     """A job's process after its end: exit code, summary (last line of stdout), both streams."""
 
