@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from cxr_spark import arrow_batches, engines, explain, inference
+from cxr_spark import arrow_batches, engines, explain, inference, shares
 from cxr_spark.images import Preprocessing
 from cxr_spark.run import Run
 from cxr_spark.scored import Scored
@@ -118,11 +118,10 @@ def _overlays(
 def _pixels(spark: SparkSession, piece: pa.Table, preprocessing: Preprocessing) -> DataFrame:
     """`image_id`, here the content, and `pixels`, of those images that can still be read."""
     bounds = [*range(0, len(piece), engines.images_at_once(preprocessing.size)), len(piece)]
-    tasks = spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
     read = partial(
         inference.read_share,
         piece=piece.combine_chunks(),
         bounds=bounds,
         preprocessing=preprocessing,
     )
-    return tasks.mapInArrow(read, from_arrow_schema(inference.PIXELS))
+    return shares.tasks(spark, bounds).mapInArrow(read, from_arrow_schema(inference.PIXELS))

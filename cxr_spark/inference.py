@@ -1,7 +1,7 @@
 """The worker's side of scoring: a task's images decoded, run through the models, told as rows."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyspark import Accumulator, Broadcast, TaskContext
 
-from cxr_spark import delta, engines, isolation
+from cxr_spark import delta, engines, isolation, shares
 from cxr_spark.images import Facts, Preprocessing, decode, dicom_uids, read_file
 from cxr_spark.listing import look_at
 
@@ -111,7 +111,7 @@ def score_share(batches: Iterator[pa.RecordBatch], plan: Plan) -> Iterator[pa.Re
         through = engines.decoding_ahead
         for model in range(len(plan.models)):  # not beside decoding, whose memory is limited
             _loaded(model, plan)
-    for start, rows in _shares(batches, plan.piece, plan.bounds):
+    for start, rows in shares.of_task(batches, plan.piece, plan.bounds):
         infer = partial(_infer, plan=plan, seen={})
         numbered: list[Row] = [{**row, "number": start + at} for at, row in enumerate(rows)]
         for images, answers in through(_decoded(numbered, plan), infer):
@@ -158,7 +158,7 @@ def read_share(
         stands for the image_id.
     """
     isolation.settle_worker()
-    for _, rows in _shares(batches, piece, bounds):
+    for _, rows in shares.of_task(batches, piece, bounds):
         found = [
             {"image_id": facts.content_sha256, "pixels": facts.pixels}
             for row, facts in _images(rows, preprocessing, _never)
@@ -167,21 +167,12 @@ def read_share(
         yield pa.RecordBatch.from_pylist(found, PIXELS)
 
 
-def _shares(
-    batches: Iterator[pa.RecordBatch], piece: pa.Table, bounds: list[int]
-) -> Iterator[tuple[int, list[Row]]]:
-    """The shares of the piece that a task is to do: where each begins, and its rows."""
-    for number in (number for batch in batches for number in batch["id"].to_pylist()):
-        start, end = bounds[number], bounds[number + 1]
-        yield start, piece.slice(start, end - start).to_pylist()
-
-
 def _never(row: Row, content: str) -> bool:
     return False
 
 
 def _images(
-    rows: list[Row], preprocessing: Preprocessing, is_answered: Callable[[Row, str], bool]
+    rows: Sequence[Row], preprocessing: Preprocessing, is_answered: Callable[[Row, str], bool]
 ) -> Iterator[Image]:
     for part, members in groupby(rows, key=lambda row: row["part"]):
         if part is None:
@@ -201,7 +192,7 @@ def _of_part(part: str, rows: list[Row]) -> Iterator[Image]:
 
 
 def _of_files(
-    rows: list[Row], preprocessing: Preprocessing, is_answered: Callable[[Row, str], bool]
+    rows: Sequence[Row], preprocessing: Preprocessing, is_answered: Callable[[Row, str], bool]
 ) -> Iterator[Image]:
     """Files, read and decoded; what listing has shown to be unreadable isn't opened."""
     readable = {row["path"]: row for row in rows if row["reason"] is None}

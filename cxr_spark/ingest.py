@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cxr_spark import commits, delta, isolation, known_files, staging, tables
+from cxr_spark import commits, delta, isolation, known_files, shares, staging, tables
 from cxr_spark.file_scan import scan
 from cxr_spark.images import Facts, Preprocessing, facts_of_file
 from cxr_spark.isolation import decode_files
@@ -31,7 +31,7 @@ from cxr_spark.tables import Warehouse
 # Files decoded between two commits: what a kill costs at most.
 PIECE_FILES = 2_000
 # A task costs 10 ms, and one that is tried again decodes each of its files in its own process.
-MOST_FILES_A_TASK, FEWEST_FILES_A_TASK = 256, 16
+FEWEST_FILES_A_TASK = 16
 PART_BYTES = 16 << 20
 
 
@@ -170,7 +170,7 @@ def _staged_piece(
     more those few of the files that hold one.
     """
     path, contract = warehouse.path("pixels"), tables.contract("pixels")
-    bounds = _bounds_of_tasks(len(piece), spark.sparkContext.defaultParallelism)
+    bounds = shares.cut(len(piece), spark.sparkContext.defaultParallelism, FEWEST_FILES_A_TASK)
     decode = partial(
         _decode_to_part,
         piece=piece.combine_chunks(),
@@ -179,9 +179,7 @@ def _staged_piece(
         reading=reading,
         run_id=run_id,
     )
-    # The names of files travel with the function: no shuffle has to bring them to the tasks.
-    tasks = spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
-    found = tasks.mapInArrow(decode, _found_schema()).toArrow()
+    found = shares.tasks(spark, bounds).mapInArrow(decode, _found_schema()).toArrow()
     read = found.select(NARROW).cast(tables.arrow_schema("pixels", NARROW))
     new = _first_of_new_contents(read, there)
     if not len(new):
@@ -198,19 +196,6 @@ def _staged_piece(
     again = staging.stage(some.join(wanted, on="image_id", how="left_semi"), path, contract)
     kept = [file for file in staged.files if file.path not in mixed]
     return staged._replace(files=kept + [file for file in again.files if file.num_rows]), read
-
-
-def _bounds_of_tasks(files: int, cores: int) -> list[int]:
-    """Where each task's share of the files begins, and the end: large shares first, small last.
-
-    So few tasks cost their start, and no core waits long for the others at the end.
-    """
-    bounds = [0]
-    while bounds[-1] < files:
-        left = files - bounds[-1]
-        share = min(MOST_FILES_A_TASK, max(FEWEST_FILES_A_TASK, 2 * left // (3 * cores)))
-        bounds.append(min(files, bounds[-1] + share))
-    return bounds
 
 
 def _first_of_new_contents(read: pa.Table, there: pa.Array) -> pa.Array:
@@ -236,12 +221,7 @@ def _decode_to_part(
 ) -> Iterator[pa.RecordBatch]:
     """Decode a task's share of a piece, write what has a content, and yield what was found."""
     isolation.settle_worker()
-    numbers = [number for batch in batches for number in batch["id"].to_pylist()]
-    files = [
-        file
-        for number in numbers
-        for file in piece.slice(bounds[number], bounds[number + 1] - bounds[number]).to_pylist()
-    ]
+    files = [file for _, rows in shares.of_task(batches, piece, bounds) for file in rows]
     preprocessing = reading.preprocessing
     of_all = {
         "preprocessing": preprocessing.fingerprint(),

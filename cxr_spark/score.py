@@ -1,7 +1,10 @@
 """Images in, rows of predictions out: what is new is scored in pieces, each with a commit."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial, reduce
 from typing import Any
@@ -11,7 +14,7 @@ import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from cxr_spark import inference, prediction_rows, score_inputs
+from cxr_spark import inference, prediction_rows, score_inputs, shares
 from cxr_spark.images import Preprocessing
 from cxr_spark.prediction_commits import Writer
 from cxr_spark.run import Run
@@ -24,8 +27,10 @@ PIECE_SECONDS = 30.0
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 # Of the first piece, while nothing is known of the pace.
 FIRST_PIECE_OF_A_CORE = 32
+# The one that is waited for, and the next.
+PIECES_AT_WORK = 2
 # A task reads the files of images that its share touches: small shares read them over and over.
-MOST_IMAGES_A_TASK, FEWEST_IMAGES_A_TASK = 256, 8
+FEWEST_IMAGES_A_TASK = 8
 
 
 def list_images(
@@ -131,52 +136,70 @@ class Pass:
             self.writer.prepare()
             self.run.progress(0, len(todo), "images")  # from here on the pace counts
         began, done = time.perf_counter(), 0
-        with self.run.safe_points():
-            for piece in self._pieces(todo):
-                self.run.end_if_stopped()
-                self._score_piece(piece)
+        with self.run.safe_points(), closing(self._findings(todo)) as findings:
+            for piece, found in findings:
+                self._write(piece, found)
                 done += len(piece)
                 self.run.counts["left"] = len(todo) - done
                 self._count(time.perf_counter() - began)
                 self.run.progress(done, len(todo), "images")
             self._count(time.perf_counter() - began)
 
-    def _pieces(self, todo: pa.Table) -> Iterator[pa.Table]:
-        """What needs no inference by --commit-every, then the rest as the pace allows."""
-        is_work = todo["is_work"]
-        start, without = 0, len(todo) - (pc.sum(is_work).as_py() or 0)
-        while start < len(todo):
-            images = self.scoring.commit_every
-            if start < without:
-                images = min(images, without - start)
-            else:
-                images = min(images, self.images_of_a_piece())
-            yield todo.slice(start, images)
-            start += images
+    def _findings(self, todo: pa.Table) -> Generator[tuple[pa.Table, pa.Table], None, None]:
+        """Each piece, and what workers find of it.
 
-    def images_of_a_piece(self) -> int:
+        A piece is handed to Spark while the one before is at work: its tasks take the cores that
+        the last tasks of the other leave free. A run that is stopped leaves it undone.
+        """
+        at_work: deque[tuple[pa.Table, Future[pa.Table]]] = deque()
+        started = 0
+        with ThreadPoolExecutor(PIECES_AT_WORK) as threads:
+            try:
+                while started < len(todo) or at_work:
+                    self.run.end_if_stopped()
+                    while started < len(todo) and len(at_work) < PIECES_AT_WORK:
+                        ahead = sum(len(piece) for piece, _ in at_work)
+                        piece = self._next_piece(todo.slice(started), ahead)
+                        at_work.append((piece, threads.submit(self._finder(piece))))
+                        started += len(piece)
+                    piece, found = at_work.popleft()
+                    yield piece, found.result()
+            finally:
+                self.spark.sparkContext.cancelJobsWithTag(self.run.run_id)
+
+    def _next_piece(self, todo: pa.Table, ahead: int) -> pa.Table:
+        """What needs no inference by --commit-every, then the rest as the pace allows."""
+        images = self.scoring.commit_every
+        without = len(todo) - (pc.sum(todo["is_work"]).as_py() or 0)
+        return todo.slice(0, min(images, without or self.images_of_a_piece(ahead)))
+
+    def images_of_a_piece(self, ahead: int = 0) -> int:
+        """As many as the time left allows, after so many that are at work already."""
         least = FIRST_PIECE_OF_A_CORE * self.cores
         if not self.worked:
             return least
         spent = self.meters.decode_seconds.value + self.meters.model_seconds.value
-        seconds = min(PIECE_SECONDS, self.run.seconds_left)
-        return max(least, int(seconds * self.cores * self.worked / max(spent, 1e-6)))
+        pace = self.cores * self.worked / max(spent, 1e-6)
+        seconds = min(PIECE_SECONDS, self.run.seconds_left - ahead / pace)
+        return max(least, int(seconds * pace))
 
-    def _score_piece(self, piece: pa.Table) -> None:
+    def _write(self, piece: pa.Table, found: pa.Table) -> None:
+        """Commit the rows of a piece."""
+        assert len(found) == len(piece), (len(found), len(piece))
         if piece["is_work"][-1].as_py():
-            found = self._found(piece)
-        else:
-            found = _nothing_found(piece, len(self.scoring.models))
+            self.worked += len(piece)
         rows = list(self._rows(piece, found))
         began = time.perf_counter()
         if rows and (version := self.writer.append(rows)) is not None:
             self.run.versions_written["predictions"] = version
         self.write_seconds += time.perf_counter() - began
 
-    def _found(self, piece: pa.Table) -> pa.Table:
-        """What workers find of a piece, in its order; they read and infer."""
+    def _finder(self, piece: pa.Table) -> Callable[[], pa.Table]:
+        """What finds in a thread what there is of a piece, in its order."""
+        if not piece["is_work"][-1].as_py():
+            return partial(_nothing_found, piece, len(self.scoring.models))
         known = [one.contents() for one in self.known[: len(self.scoring.models)]]
-        bounds = bounds_of_tasks(len(piece), self.cores)
+        bounds = shares.cut(len(piece), self.cores, FEWEST_IMAGES_A_TASK)
         broadcast = self.spark.sparkContext.broadcast(tuple(known))
         plan = inference.Plan(
             piece.drop_columns(["is_work"]).combine_chunks(),
@@ -187,15 +210,18 @@ class Pass:
             broadcast,
             self.meters,
         )
-        # What is to be done travels with the function: no shuffle has to bring it to the tasks.
-        tasks = self.spark.range(0, len(bounds) - 1, 1, len(bounds) - 1)
         schema = inference.found_schema(len(self.scoring.models))
         score_share = partial(inference.score_share, plan=plan)
-        found = tasks.mapInArrow(score_share, from_arrow_schema(schema)).toArrow()
-        broadcast.destroy()
-        assert len(found) == len(piece), (len(found), len(piece))
-        self.worked += len(piece)
-        return found.sort_by("number")
+        found = shares.tasks(self.spark, bounds).mapInArrow(score_share, from_arrow_schema(schema))
+
+        def find() -> pa.Table:
+            self.spark.sparkContext.addJobTag(self.run.run_id)
+            try:
+                return found.toArrow().sort_by("number")
+            finally:
+                broadcast.destroy()
+
+        return find
 
     def _rows(self, piece: pa.Table, found: pa.Table) -> Iterator[dict[str, Any]]:
         """The rows of predictions of a piece, by image and model version; counts the images."""
@@ -226,19 +252,6 @@ class Pass:
             "write_seconds": round(self.write_seconds, 3),
             "images_per_second": round(counts["scored"] / seconds, 2),
         }
-
-
-def bounds_of_tasks(images: int, cores: int) -> list[int]:
-    """Where each task's share of a piece begins, and the end: large shares first, small last.
-
-    So few tasks cost their start, and no core waits long for the others at the end.
-    """
-    bounds = [0]
-    while bounds[-1] < images:
-        left = images - bounds[-1]
-        share = min(MOST_IMAGES_A_TASK, max(FEWEST_IMAGES_A_TASK, left // (2 * cores)))
-        bounds.append(min(images, bounds[-1] + share))
-    return bounds
 
 
 def _nothing_found(piece: pa.Table, models: int) -> pa.Table:

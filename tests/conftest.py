@@ -33,6 +33,7 @@ os.environ["PYSPARK_SUBMIT_ARGS"] = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes one runs all modules that share the drawn sources, and what jobs made of
     them; every other module stays whole."""

@@ -25,7 +25,7 @@ LAYERS = {
         phantom_frame phantom_opacities sample_layouts sample_traps""",
     "parts": """storage contracts delta staging file_statistics commits tables arrow_batches
         near_duplicates selection ledger leakage expectations data_docs
-        judged_images refusals material glances explain file_scan known_files
+        judged_images refusals material glances explain file_scan known_files shares
         read_plans reader augment models pretrained gradcam ranks
         training_plan training_run schedule checkpoints validation learner training_log fit
         model_card distribute forecast engines onnx_export inference
@@ -53,7 +53,7 @@ MAY_IMPORT = {
         sql sql_errors sql_output sql_parameters sql_rows sql_metadata sql_dialect sql_engine
         sql_thrift ingest curate train score evaluate score_inputs scored inference
         prediction_commits maintenance report session drift curation_facts curation_report
-        judged_images material glances explain explanations distribute""",
+        judged_images material glances explain explanations distribute shares""",
     "onnx": "onnx_export",
     "onnxruntime": "engines",
     "TCLIService": "sql_rows sql_thrift",

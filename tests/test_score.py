@@ -346,6 +346,34 @@ def test_sigterm_ends_a_run_after_the_piece_at_work_and_a_rerun_goes_on_from_the
         assert Counter(Counter(row["image_id"] for row in rows).values()) == rows_of_images
 
 
+def test_workers_are_at_the_next_piece_while_one_is_written_and_leave_it_where_the_run_stops(
+    spark: SparkSession,
+    warehouse: Warehouse,
+    model: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inferred_while_written: list[int] = []
+    write = score.Pass._write
+
+    def slow_write(self: score.Pass, *found: Any) -> None:
+        until = time.monotonic() + 30
+        while self.meters.inferred.value < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        inferred_while_written.append(self.meters.inferred.value)
+        write(self, *found)
+        self.run.sigterm()
+
+    monkeypatch.setattr(score.Pass, "_write", slow_write)
+    run = job.Run("score")
+    with pytest.raises(job.Stopped):
+        listed = score_inputs.image_files([folder / "a"], [])
+        score.score(spark, warehouse, listed, Scoring((load_model(model),), commit_every=2), run)
+    assert inferred_while_written == [3]  # two of the first piece, one of the second
+    assert run.counts["scored"] == warehouse.read(spark, "predictions").count() == 2
+    assert spark.sparkContext.statusTracker().getActiveJobsIds() == []
+
+
 def test_pieces_keep_to_the_time_that_is_left_at_the_pace_seen(
     spark: SparkSession, warehouse: Warehouse, model: Path
 ) -> None:
@@ -359,6 +387,7 @@ def test_pieces_keep_to_the_time_that_is_left_at_the_pace_seen(
     assert one_pass.images_of_a_piece() == 300
     run.max_runtime = 10.0
     assert 80 <= one_pass.images_of_a_piece() <= 100
+    assert 70 <= one_pass.images_of_a_piece(ahead=10) <= 90  # that many come first
 
 
 def test_two_runs_at_once_whose_lock_was_stolen_double_no_row_and_lose_none(
