@@ -30,8 +30,6 @@ from cxr_spark.tables import Warehouse
 
 # Files decoded between two commits: what a kill costs at most.
 PIECE_FILES = 2_000
-# A task costs 10 ms, and one that is tried again decodes each of its files in its own process.
-FEWEST_FILES_A_TASK = 16
 PART_BYTES = 16 << 20
 
 
@@ -170,7 +168,7 @@ def _staged_piece(
     more those few of the files that hold one.
     """
     path, contract = warehouse.path("pixels"), tables.contract("pixels")
-    bounds = shares.cut(len(piece), spark.sparkContext.defaultParallelism, FEWEST_FILES_A_TASK)
+    bounds = shares.cut(len(piece), spark.sparkContext.defaultParallelism)
     decode = partial(
         _decode_to_part,
         piece=piece.combine_chunks(),

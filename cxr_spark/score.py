@@ -29,8 +29,6 @@ NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_PIECE_OF_A_CORE = 32
 # The one that is waited for, and the next.
 PIECES_AT_WORK = 2
-# A task reads the files of images that its share touches: small shares read them over and over.
-FEWEST_IMAGES_A_TASK = 8
 
 
 def list_images(
@@ -199,7 +197,7 @@ class Pass:
         if not piece["is_work"][-1].as_py():
             return partial(_nothing_found, piece, len(self.scoring.models))
         known = [one.contents() for one in self.known[: len(self.scoring.models)]]
-        bounds = shares.cut(len(piece), self.cores, FEWEST_IMAGES_A_TASK)
+        bounds = shares.cut(len(piece), self.cores)
         broadcast = self.spark.sparkContext.broadcast(tuple(known))
         plan = inference.Plan(
             piece.drop_columns(["is_work"]).combine_chunks(),

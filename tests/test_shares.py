@@ -9,16 +9,16 @@ from pyspark.sql import SparkSession
 from cxr_spark import shares
 
 
-@pytest.mark.parametrize("items", [0, 1, 7, 8, 9, 1_000, 100_000])
+@pytest.mark.parametrize("items", [0, 1, 15, 16, 17, 1_000, 100_000])
 @pytest.mark.parametrize("cores", [1, 2, 16])
 def test_all_items_are_cut_into_shares_from_large_to_small(items, cores):
-    bounds = shares.cut(items, cores, 8)
+    bounds = shares.cut(items, cores)
     assert (bounds[0], bounds[-1]) == (0, items)
     sizes = [end - start for start, end in pairwise(bounds)]
     assert sizes == sorted(sizes, reverse=True)
-    assert all(8 <= size <= shares.MOST_A_SHARE for size in sizes[:-1])
+    assert all(shares.FEWEST_A_SHARE <= size <= shares.MOST_A_SHARE for size in sizes[:-1])
     if items > 100 * cores:  # no core waits long for another's last share
-        assert sizes[-1] <= 8 and sizes[0] > 8
+        assert sizes[-1] <= shares.FEWEST_A_SHARE < sizes[0]
 
 
 def test_tasks_are_given_every_row_once_with_its_place(spark: SparkSession):
