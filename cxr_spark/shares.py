@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-# A task costs 10 to 30 ms, and one that is tried again decodes each of its files in its own process.
+# A task costs 10 to 30 ms; one that is tried again decodes each of its files in its own process.
 MOST_A_SHARE, FEWEST_A_SHARE = 256, 16
 
 
