@@ -371,7 +371,6 @@ def test_workers_are_at_the_next_piece_while_one_is_written_and_leave_it_where_t
         score.score(spark, warehouse, listed, Scoring((load_model(model),), commit_every=2), run)
     assert inferred_while_written == [3]  # two of the first piece, one of the second
     assert run.counts["scored"] == warehouse.read(spark, "predictions").count() == 2
-    assert spark.sparkContext.statusTracker().getActiveJobsIds() == []
 
 
 def test_pieces_keep_to_the_time_that_is_left_at_the_pace_seen(
