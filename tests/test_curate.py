@@ -109,6 +109,7 @@ def kept(
     spark: SparkSession, ground_once: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, job.Run]:
     """A copy of `ground` after a first run."""
+    shutil.rmtree(ground_once, ignore_errors=True)  # a test without it may have been there before
     run = curate_all(spark, Warehouse(ground_once / "warehouse"), draw_sources(ground_once))
     return Path(shutil.move(ground_once, tmp_path_factory.mktemp("kept") / "ground")), run
 
