@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from pyspark.sql import SparkSession
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from cxr_spark.session import spark_session
 from tests.browser import Browser
@@ -33,14 +35,36 @@ os.environ["PYSPARK_SUBMIT_ARGS"] = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes one runs all modules that share the drawn sources, and what jobs made of
-    them; every other module stays whole."""
-    sharing = {item.path for item in items if "sources" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "sources" if item.path in sharing else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+# Modules that share the drawn sources and what jobs made of them, which takes minutes to make.
+SHARING = [
+    "test_chain",
+    "test_curation_report",
+    "test_docs_jobs",
+    "test_docs_sql",
+    "test_forecast",
+    "test_inference",
+    "test_notebooks",
+    "test_other_readers",
+    "test_reader",
+    "test_report",
+    "test_sample",
+    "test_score",
+    "test_score_inputs",
+    "test_train_job",
+]
+
+
+class ByModule(LoadFileScheduling):
+    """Of several processes one runs a whole module, and one all those of SHARING."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = Path(super()._split_scope(nodeid)).stem
+        return "sharing" if module in SHARING else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    """xdist's own groups, by a mark, need a pytest before 9.2."""
+    return ByModule(config, log)
 
 
 class Finished(NamedTuple):
