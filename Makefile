@@ -37,7 +37,7 @@ learning-curve: install ## Train on shares of the drawn images, and tell CCE by 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/learning_curve.sh $(IMAGES) $(EPOCHS)
 
 test: install ## Run the tests (under 25 minutes)
-	@$(BIN)/python -m pytest -m "not long" -n $(PROCESSES) --dist loadfile $(PYTEST)
+	@$(BIN)/python -m pytest -m "not long" -n $(PROCESSES) $(PYTEST)
 
 test-long: install ## Run the tests that take longer
 	@$(BIN)/python -m pytest -m long $(PYTEST)

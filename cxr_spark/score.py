@@ -25,7 +25,7 @@ from cxr_spark.tables import Warehouse
 # How long a piece should take: SIGTERM and --max-runtime end a run between two.
 PIECE_SECONDS = 30.0
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-# Of the first piece, while nothing is known of the pace.
+# Of the first pieces, while nothing is known of the pace.
 FIRST_PIECE_OF_A_CORE = 32
 # The one that is waited for, and the next.
 PIECES_AT_WORK = 2
